@@ -1,0 +1,201 @@
+"""Reading published files into a DiT: strictly, tensor by tensor, whatever their dialect."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from loguru import logger
+from torch import Tensor, nn
+
+from cosmos_predict.checkpoint.accounting import PATCH_WEIGHT, account, not_a_dit, require_match
+from cosmos_predict.checkpoint.dialects import detect_dialect, is_ignored, to_native, unwrap_key
+from cosmos_predict.checkpoint.metadata import config_beside
+from cosmos_predict.checkpoint.recognise import Recognised, recognise
+from cosmos_predict.errors import CheckpointError
+from cosmos_predict.io.tensors import TensorFile
+from cosmos_predict.networks.config import DiTConfig
+from cosmos_predict.networks.dit import DiT, build_dit
+from cosmos_predict.networks.patch import grow_patch_weight
+
+Source = TensorFile | Mapping[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which tensors of a file are asked for. network: native name -> key in the file; logvar: name -> key."""
+
+    network: dict[str, str]
+    logvar: dict[str, str]
+    dialect: str
+
+
+def select_weights(keys: Iterable[str], *, ema: bool = False, dialect: str | None = None, where: object = "the file") -> Selection:
+    """Sort the keys of a file: the network's regular or EMA weights, under native names, and the log-variance head's.
+
+    A file whose own name says `ema` (`iter_..._ema_model.pt`, `..._ema_bf16.pt`) holds EMA weights under `net.`.
+    Names that the dialect does not know are kept as they are, for the accounting to show.
+
+    Raises CheckpointError when the weights asked for are not in the file.
+    """
+    names = [(key, *unwrap_key(key)) for key in keys if not is_ignored(key)]
+    logvar = {name: key for key, part, name in names if part == "logvar"}
+    parts = {part for _, part, _ in names} - {"logvar"}
+    part = "ema" if ema else "reg"
+    if ema and parts == {"reg"} and re.search(r"(^|[_\-.])ema([_\-.]|$)", Path(str(where)).name):
+        part = "reg"
+    if part not in parts and parts:
+        if ema:
+            advice = "the file has only regular weights (net.*): load without EMA, or give the file of the EMA weights"
+        else:
+            advice = "the file has only EMA weights (net_ema.*): ask for EMA (ema=True, --load_ema)"
+        raise CheckpointError(f"{where}: {'EMA' if ema else 'regular'} weights asked for, but {advice}")
+    chosen = {name: key for key, its_part, name in names if its_part == part}
+    dialect = dialect or detect_dialect(chosen) or "predict2"
+    return Selection({to_native(name, dialect) or name: key for name, key in chosen.items()}, logvar, dialect)
+
+
+def load_network(
+    path: str | os.PathLike[str],
+    *,
+    ema: bool = False,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    config: DiTConfig | None = None,
+) -> DiT:
+    """Return the network of a published file (`.pt`, `.safetensors`, a sharded folder, diffusers' `transformer` folder).
+
+    Args:
+        path: the file or folder. Its dialect, and its configuration where published, are told from keys and shapes.
+        ema: load the EMA weights.
+        device: where the weights go; "meta" only checks names and shapes.
+        dtype: of the weights; None keeps the file's.
+        config: for a network that shapes do not determine (`recognise` says what is missing).
+
+    Memory is the model and one tensor more. Raises CheckpointError (with a table of what does not fit), and what
+    `io.tensors.TensorFile` raises.
+    """
+    with TensorFile(path) as file:
+        selection = select_weights(file.keys(), ema=ema, where=path)
+        shapes = {name: file.shape(key) for name, key in selection.network.items()}
+        if what := not_a_dit(shapes):
+            raise CheckpointError(f"{path}: not a Cosmos diffusion network: this is {what}")
+        if config is None:
+            config = config_beside(file) or _recognised_config(recognise(shapes), path)
+        if dtype is None:
+            key = selection.network.get(PATCH_WEIGHT)
+            dtype = file.dtype(key) if key is not None else torch.bfloat16
+        net = build_dit(config, device="meta", dtype=dtype)
+        if any(".lora_A." in name for name in shapes):
+            _inject_lora(net, shapes)
+        load_state(net, file, ema=ema, device=device)
+    return net
+
+
+def load_state(
+    net: nn.Module,
+    source: Source,
+    *,
+    ema: bool = False,
+    dialect: str | None = None,
+    device: torch.device | str | None = None,
+    where: object = None,
+) -> None:
+    """Fill `net` with the weights of an open file or state dict, strictly, one tensor at a time.
+
+    Parameters on the meta device are replaced by tensors of their dtype on `device` (default CPU); others are copied into.
+    Nothing is changed unless every name and shape fits. Raises CheckpointError with a table of what does not.
+    """
+    where = where or getattr(source, "path", "the given state")
+    selection = select_weights(source.keys(), ema=ema, dialect=dialect, where=where)
+    found = {name: _shape(source, key) for name, key in selection.network.items()}
+    parameters = dict(net.state_dict(keep_vars=True))
+    require_match(found, {name: tuple(p.shape) for name, p in parameters.items()}, where)
+    if device is not None and torch.device(device).type == "meta":
+        return
+    for name, key in selection.network.items():
+        _fill(net, name, parameters[name], _get(source, key), device)
+
+
+def load_log_variance(head: nn.Module, source: Source) -> None:
+    """Fill a log-variance head (Predict1's `logvar.*`, outside `net.`); raises CheckpointError when the file has none."""
+    selection = select_weights(source.keys())
+    prefix = "logvar."
+    state = {name.removeprefix(prefix): _get(source, key) for name, key in selection.logvar.items()}
+    expected = {name: tuple(value.shape) for name, value in head.state_dict().items()}
+    require_match({n: tuple(v.shape) for n, v in state.items()}, expected, f"{getattr(source, 'path', 'the state')} (logvar)")
+    head.load_state_dict(state)
+
+
+def grow_from_base(net: DiT, source: Source, *, ema: bool = False, base_channels: tuple[tuple[str, int], ...] | None = None) -> list[str]:
+    """Start `net`, already initialised, from a base with fewer inputs or controls; return the names that stay new.
+
+    Patch columns move by channel name: new channels get zero columns, channels that `net` lacks are dropped with a warning,
+    and so are the modules of controls that only the base has. `base_channels` names the base's input channels where its
+    shapes do not tell. Everything else must fit exactly: CheckpointError with the table otherwise.
+    """
+    where = getattr(source, "path", "the base")
+    selection = select_weights(source.keys(), ema=ema, where=where)
+    found = {name: _shape(source, key) for name, key in selection.network.items()}
+    parameters = dict(net.state_dict(keep_vars=True))
+    new = [name for name in parameters if name not in found and name in _control_names(net.config)]
+    fields = recognise(found).fields
+    old_only = [name for name in found if name not in parameters and name in _control_names(net.config.replace(controls=fields["controls"]))]
+    if old_only:
+        logger.warning("{}: dropped, the network has no such control: {}", where, sorted({n.rpartition(".")[0] for n in old_only}))
+    channels = base_channels or fields["input_channels"]
+    expected = {name: tuple(p.shape) for name, p in parameters.items() if name not in new}
+    columns = sum(size for _, size in channels) * net.config.patch_volume
+    expected[PATCH_WEIGHT] = (net.config.model_channels, columns)
+    require_match({name: shape for name, shape in found.items() if name not in old_only}, expected, where)
+    for name, key in selection.network.items():
+        if name in old_only:
+            continue
+        tensor = _get(source, key)
+        if name == PATCH_WEIGHT:
+            tensor = grow_patch_weight(tensor, channels, net.config.input_channels, net.config.patch_volume)
+        _fill(net, name, parameters[name], tensor, None)
+    return new
+
+
+def _control_names(config: DiTConfig) -> set[str]:
+    """Return the names of all parameters that a network of `config` has through its controls."""
+    with torch.device("meta"):
+        net = build_dit(config, device="meta")
+        plain = build_dit(config.replace(controls=()), device="meta")
+    return set(net.state_dict()) - set(plain.state_dict())
+
+
+def _recognised_config(recognised: Recognised, path: object) -> DiTConfig:
+    config = recognised.require_config(path)
+    what = recognised.name or f"a {recognised.family} {recognised.size} {recognised.task} network"
+    assumed = f"; assumed: {'; '.join(recognised.assumed)}" if recognised.assumed else ""
+    logger.info("{}: {} in dialect {}{}", path, what, recognised.dialect, assumed)
+    return config
+
+
+@torch.no_grad()
+def _fill(net: nn.Module, name: str, old: Tensor, value: Tensor, device: torch.device | str | None) -> None:
+    """Copy `value` into the parameter `old`, or put it in its place when `old` is on the meta device."""
+    if not old.is_meta:
+        old.copy_(value)
+        return
+    module_name, _, leaf = name.rpartition(".")
+    module = net.get_submodule(module_name)
+    value = value.to(device=device or "cpu", dtype=old.dtype)
+    if isinstance(old, nn.Parameter):
+        module.register_parameter(leaf, nn.Parameter(value, requires_grad=old.requires_grad))
+    else:
+        module.register_buffer(leaf, value)
+
+
+def _shape(source: Source, key: str) -> tuple[int, ...]:
+    return source.shape(key) if isinstance(source, TensorFile) else tuple(source[key].shape)
+
+
+def _get(source: Source, key: str) -> Tensor:
+    return source.get(key) if isinstance(source, TensorFile) else source[key]

@@ -1,0 +1,99 @@
+"""`scripts/get_t5_embeddings.py`: a text embedding for every caption of a dataset folder.
+
+Reads `DATASET/metas/*.txt` and writes `DATASET/t5_xxl/<name>.pickle`, as the published script does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from cosmos_predict.cli.program import positive_int, run_program
+from cosmos_predict.errors import DataError
+
+if TYPE_CHECKING:
+    from cosmos_predict.text_encoders.embed_captions import Caption
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    run_program(embed_dataset, build_parser(), argv)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; published flags keep their names and defaults."""
+    parser = argparse.ArgumentParser(
+        prog="get_t5_embeddings.py",
+        description="Write a text embedding for every caption metas/*.txt of a dataset, to t5_xxl/. "
+        "Files that are already there are kept, so an interrupted run is resumed by running it again.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--dataset_path", type=Path, default=Path("datasets/hdvila"), help="folder with metas/")
+    add("--max_length", type=positive_int, default=512, help="tokens kept of a caption, its end mark included")
+    add("--cache_dir", type=Path, help="T5 folder, or where to look for the model and to download it to")
+    add("--pretrained_model_name_or_path", default="google-t5/t5-11b", help="T5 folder or Hugging Face name")
+    add("--text_encoder", choices=("t5", "tiny"), default="t5", help="tiny: offline, for tests and tiny models only")
+    add("--batch_size", type=positive_int, default=8, help="captions encoded at a time")
+    add("--dtype", choices=("float32", "bfloat16", "float16", "int8"), default="float32", help="of the T5 weights")
+    add("--device", help="where to compute, as cuda or cpu; by default t5 takes a GPU where there is one")
+    add("--format", choices=("pickle", "safetensors"), default="pickle", help="of the files written")
+    add("--overwrite", action="store_true", help="make files again that are already there")
+    return parser
+
+
+def embed_dataset(args: argparse.Namespace) -> int:
+    """Embed the captions of one dataset folder; return the exit status."""
+    captions, failed = read_captions(args.dataset_path, f".{args.format}")
+    from cosmos_predict.text_encoders.build import build_text_encoder
+    from cosmos_predict.text_encoders.embed_captions import embed_captions
+
+    source = "tiny" if args.text_encoder == "tiny" else args.pretrained_model_name_or_path
+    report = embed_captions(
+        captions,
+        args.text_encoder,
+        lambda: build_text_encoder(source, dtype=args.dtype, device=args.device, cache_dir=args.cache_dir),
+        max_length=args.max_length,
+        batch_size=args.batch_size,
+        overwrite=args.overwrite,
+    )
+    failed |= report.failed
+    for path, reason in sorted(failed.items()):
+        print(f"failed: {path}: {reason}")
+    if report.full:
+        print(f"{report.full} captions fill all {args.max_length} tokens; what they say beyond is cut")
+    print(
+        f"{args.dataset_path / 't5_xxl'}: {report.written} written, {report.skipped} skipped (already there), "
+        f"{len(failed)} failed"
+    )
+    return 1 if failed else 0
+
+
+def read_captions(dataset: Path, suffix: str) -> tuple[list[Caption], dict[Path, str]]:
+    """Return the captions of `dataset/metas/*.txt`, sorted, and {file: reason} of those that cannot be used.
+
+    Raises FileNotFoundError where there is no such folder, DataError where it holds no caption file.
+    """
+    from cosmos_predict.text_encoders.embed_captions import Caption
+
+    metas = dataset / "metas"
+    if not metas.is_dir():
+        raise FileNotFoundError(f"{metas} is no folder; expected one caption file metas/NAME.txt per video")
+    # Names with a leading dot are what some systems leave beside copied files.
+    paths = sorted(path for path in metas.glob("*.txt") if not path.name.startswith("."))
+    if not paths:
+        raise DataError(f"{metas} holds no .txt file; expected one caption file metas/NAME.txt per video")
+    captions, failed = [], {}
+    for path in paths:
+        try:
+            text = path.read_text(encoding="utf-8-sig").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            failed[path] = f"cannot be read as UTF-8 text: {error}"
+            continue
+        if text:
+            captions.append(Caption(source=path, text=text, output=dataset / "t5_xxl" / f"{path.stem}{suffix}"))
+        else:
+            failed[path] = "the caption is empty; write one, or remove the file and its video"
+    return captions, failed

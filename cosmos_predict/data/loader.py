@@ -1,0 +1,102 @@
+"""Batches by global sample number: the whole state of reading is one integer.
+
+Datasets of this package take a GLOBAL SAMPLE NUMBER n = 0, 1, 2, ... in `dataset[n]`, without end; `len(dataset)` is the
+number of items in an epoch. n decides the item (a permutation per epoch) and every random draw for the sample, so that
+neither rank, worker, accumulation nor a restart changes what sample n is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cosmos_predict.config.lazy import configurable
+from cosmos_predict.errors import ConfigError
+from cosmos_predict.randomness import numpy_generator
+
+
+def item_index(sample_number: int, num_items: int, seed: int, *, shuffle: bool = True) -> int:
+    """Return which of `num_items` items global sample `sample_number` reads.
+
+    Every epoch (num_items consecutive samples) visits every item once, in an order of its own when `shuffle`.
+    """
+    if num_items < 1 or sample_number < 0:
+        raise ConfigError(f"need a sample number >= 0 and at least one item, got {sample_number} and {num_items} items")
+    epoch, position = divmod(int(sample_number), num_items)
+    return int(_epoch_order(num_items, seed, epoch)[position]) if shuffle else position
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_order(num_items: int, seed: int, epoch: int) -> np.ndarray:
+    return numpy_generator(seed, epoch, "epoch order").permutation(num_items)
+
+
+class SampleNumbers(Sampler[list[int]]):
+    """The batches of one data-parallel rank: step s of rank r of w reads B samples from start + s * B * w + r * B.
+
+    All ranks together read consecutive numbers, so the samples of a global batch do not depend on how it is split.
+
+    Args:
+        batch_size: B, samples per rank and step.
+        rank, world: this rank's number and the number of ranks, in the data-parallel group only.
+        start_sample: the first global sample number not yet consumed by any rank.
+        num_batches: stop after so many; None = never.
+
+    Raises:
+        ConfigError: sizes that do not fit.
+    """
+
+    def __init__(
+        self, batch_size: int, rank: int = 0, world: int = 1, start_sample: int = 0, num_batches: int | None = None
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world or start_sample < 0:
+            raise ConfigError(
+                "the loader needs batch_size >= 1, 0 <= rank < world, start_sample >= 0; got "
+                f"batch_size={batch_size}, rank={rank}, world={world}, start_sample={start_sample}"
+            )
+        self.batch_size, self.rank, self.world = batch_size, rank, world
+        self.start_sample, self.num_batches = start_sample, num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = 0
+        while self.num_batches is None or step < self.num_batches:
+            first = self.start_sample + (step * self.world + self.rank) * self.batch_size
+            yield list(range(first, first + self.batch_size))
+            step += 1
+
+
+@configurable
+def build_dataloader(
+    dataset: Dataset[Any],
+    batch_size: int = 1,
+    rank: int = 0,
+    world: int = 1,
+    start_sample: int = 0,
+    num_batches: int | None = None,
+    num_workers: int = 0,
+    prefetch_factor: int = 2,
+    pin_memory: bool = False,
+) -> DataLoader[Any]:
+    """Return the endless stream of this rank's batches, from `start_sample` on.
+
+    Args:
+        dataset: takes global sample numbers (see the module).
+        batch_size, rank, world, start_sample, num_batches: as in `SampleNumbers`.
+        num_workers: processes that read; 0 reads in this one. Batches are the same for any number.
+        prefetch_factor: batches that each worker reads ahead.
+        pin_memory: page-locked batches, for copies to a GPU that overlap with its work.
+
+    Raises:
+        ConfigError: sizes that do not fit.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=SampleNumbers(batch_size, rank, world, start_sample, num_batches),
+        num_workers=num_workers,
+        prefetch_factor=prefetch_factor if num_workers else None,
+        pin_memory=pin_memory,
+    )

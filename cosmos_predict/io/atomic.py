@@ -1,0 +1,58 @@
+"""Files appear whole or not at all: write beside the target, flush to disk, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path to write to; on success it is flushed to disk and renamed to `path`, on any error removed.
+
+    The yielded path has the target's file name, so that writers which look at the suffix work, inside a hidden folder
+    next to the target (`.NAME.XXXX.tmp/NAME`): a listing such as `*.mp4` never sees half a file, not even one that a
+    killed writer left behind. An existing target stays untouched until the rename. Missing parent folders are made.
+
+    Raises:
+        FileNotFoundError: the body wrote nothing.
+        OSError: what the body or the file system raises (disk full, no permission); the target is then as before.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", suffix=".tmp", dir=target.parent))
+    try:
+        temporary = folder / target.name
+        yield temporary
+        if not temporary.is_file():
+            raise FileNotFoundError(f"{target}: nothing was written to the temporary path {temporary}")
+        _flush(temporary)
+        os.replace(temporary, target)
+        # The rename itself lives in the folder's data; file systems that cannot flush a folder say so with an OSError.
+        with contextlib.suppress(OSError):
+            _flush(target.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` as UTF-8 to `path`, whole or not at all."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

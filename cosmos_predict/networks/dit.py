@@ -1,0 +1,239 @@
+"""The one DiT of every published Cosmos diffusion model; they differ in key names and in the switches of `DiTConfig`.
+
+Sources: Cosmos-Predict1 general_dit.py, Cosmos-Predict2 text2image_dit.py and video2world_dit.py, re-derived from their
+description. State-dict keys are Predict2's; `cosmos_predict.checkpoint.dialects` translates the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cosmos_predict.errors import ConfigError
+from cosmos_predict.networks.blocks import Block, FinalLayer, PatchEmbed, RMSNorm, TimestepEmbedder
+from cosmos_predict.networks.config import DiTConfig
+from cosmos_predict.networks.control import Grid, Injection
+from cosmos_predict.networks.rope import LearnablePositionEmbedding, SinCosPositionEmbedding, check_grid, rope_angles, rope_table
+
+
+class DiT(nn.Module):
+    """A diffusion transformer over video latents `(B, C, T, H, W)`.
+
+    Build with `build_dit` (no weights are touched before they are needed); `DiT(config)` under `torch.device("meta")`
+    allocates nothing.
+    """
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.x_embedder = PatchEmbed(config)
+        self.t_embedder = TimestepEmbedder(config)
+        self.t_embedding_norm = RMSNorm(config.model_channels)
+        if config.projects_text:
+            assert config.crossattn_proj_in_channels is not None
+            self.crossattn_proj = nn.Sequential(nn.Linear(config.crossattn_proj_in_channels, config.crossattn_emb_channels), nn.GELU())
+        if config.extra_pos_emb != "none":
+            embedder = LearnablePositionEmbedding if config.extra_pos_emb == "learnable" else SinCosPositionEmbedding
+            self.extra_pos_embedder = embedder(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
+        self.final_layer = FinalLayer(config)
+        for control in config.controls:
+            for name, module in control.modules(config).items():
+                self.add_module(name, module)
+        self._rope_cache: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        crossattn_emb: Tensor,
+        *,
+        fps: Tensor | float | None = None,
+        padding_mask: Tensor | None = None,
+        condition_mask: Tensor | None = None,
+        data_type: str = "video",
+        views: int = 1,
+        **signals: Any,
+    ) -> Tensor:
+        """Return the raw network output `(B, C, T, H, W)` in float32.
+
+        Args:
+            x: network input latents `(B, C, T, H, W)`; with several views T is view-major, V times one view's frames.
+            timesteps: c_noise, `(B,)`, `(B, 1)` or one per latent frame `(B, T)`.
+            crossattn_emb: text `(B, L, C)`, zero rows included; with several views `(B, V * L, C)`, view-major.
+            fps: frames per second, needed when `rope_enable_fps_modulation` and T > 1; equal over the batch.
+            padding_mask: `(B, 1, H', W')` at any resolution, 1 = padded; absent means none.
+            condition_mask: `(B, 1, T, H, W)` or broadcastable, 1 = given frame; ignored for images.
+            data_type: "video" or "image" (an image has no given frames).
+            views: number of views along T, each with its own text and its own time axis.
+            signals: what the controls and the named input channels read, for example `action=`, `plucker=`.
+
+        Raises ConfigError when shapes do not fit the configuration.
+        """
+        config = self.config
+        batch, _, frames, height, width = x.shape
+        self._check(x, timesteps, crossattn_emb, views)
+        if data_type == "image":
+            condition_mask = None
+        dtype = self.x_embedder.proj[1].weight.dtype
+        grid = Grid(batch, frames, height, width, views, dtype, x.device)
+
+        injection = Injection()
+        for control in config.controls:
+            control.inject(self, {**signals, "condition_mask": condition_mask}, grid, injection)
+        tokens = self.x_embedder(self._input_channels(x, condition_mask, padding_mask, signals, injection, grid))
+
+        token_grid = (grid.frames_per_view // config.patch_temporal, height // config.patch_spatial, width // config.patch_spatial)
+        rope = self._rope(token_grid, views, self._fps(fps, batch, grid.frames_per_view), x.device)
+        extra = self._extra_positions(token_grid, views, tokens)
+
+        timesteps = timesteps.float().reshape(batch, -1) * config.timestep_scale
+        sinusoid, lora = self.t_embedder(timesteps)
+        if injection.time is not None:
+            sinusoid = sinusoid + injection.time.to(dtype)
+        if injection.lora is not None:
+            lora = lora + injection.lora.to(dtype)
+        embedding = self.t_embedding_norm(sinusoid)
+
+        text = crossattn_emb.to(dtype)
+        if config.projects_text:
+            text = self.crossattn_proj(text)
+        if views > 1:
+            text = text.unflatten(1, (views, -1)).flatten(0, 1)
+
+        features = {name: value.to(dtype) for name, value in injection.blocks.items()}
+        for block in self.blocks:
+            tokens = block(tokens, text, embedding, lora, rope, extra, features, views)
+        out = self.final_layer(tokens, embedding, lora)
+        return self.final_layer.unpatchify(out, (token_grid[0] * views, *token_grid[1:])).float()
+
+    def _check(self, x: Tensor, timesteps: Tensor, text: Tensor, views: int) -> None:
+        config = self.config
+        batch, channels, frames, height, width = x.shape
+        if channels != config.latent_channels:
+            raise ConfigError(f"the latent has {channels} channels, the network takes {config.latent_channels}")
+        if height % config.patch_spatial or width % config.patch_spatial:
+            raise ConfigError(f"a latent of {height} x {width} does not divide into patches of {config.patch_spatial}")
+        if frames % (views * config.patch_temporal):
+            raise ConfigError(f"{frames} latent frames do not divide into {views} views")
+        if timesteps.shape[0] != batch or timesteps.numel() not in (batch, batch * frames):
+            raise ConfigError(f"timesteps of shape {tuple(timesteps.shape)} fit neither (B,) nor (B, T) for B={batch}, T={frames}")
+        if text.shape[0] != batch or text.shape[1] % views:
+            raise ConfigError(f"text of shape {tuple(text.shape)} does not fit a batch of {batch} with {views} views")
+        expected = config.crossattn_proj_in_channels if config.projects_text else config.crossattn_emb_channels
+        if text.shape[2] != expected:
+            raise ConfigError(f"text embeddings are {text.shape[2]} wide, the network takes {expected}")
+        check_grid(config, (frames // views // config.patch_temporal, height // config.patch_spatial, width // config.patch_spatial))
+
+    def _input_channels(
+        self,
+        x: Tensor,
+        condition_mask: Tensor | None,
+        padding_mask: Tensor | None,
+        signals: dict[str, Any],
+        injection: Injection,
+        grid: Grid,
+    ) -> Tensor:
+        """Return the named channels in order, `(B, sum c, T, H, W)`; a named channel that nobody gives is zero."""
+        target = (grid.batch, -1, grid.frames, grid.height, grid.width)
+        parts = [x.to(grid.dtype)]
+        for name, size in self.config.input_channels[1:]:
+            value = condition_mask if name == "cond_mask" else injection.channels.get(name, signals.get(name))
+            if name == "padding" and padding_mask is not None:
+                value = F.interpolate(padding_mask.float(), size=(grid.height, grid.width), mode="nearest").unsqueeze(2)
+            if value is None:
+                value = x.new_zeros(1, size, 1, 1, 1)
+            value = value[:, :, : grid.frames]
+            if value.shape[1] != size:
+                raise ConfigError(f"input channel {name!r} has {value.shape[1]} channels, the network takes {size}")
+            parts.append(value.to(grid.dtype).expand(*target))
+        return torch.cat(parts, dim=1)
+
+    def _fps(self, fps: Tensor | float | None, batch: int, frames: int) -> float | None:
+        """Return the one fps that the rotary table uses, or None where it uses plain indices."""
+        if not self.config.rope_enable_fps_modulation or (fps is None and frames == 1):
+            return None
+        if fps is None:
+            raise ConfigError("this network measures time in seconds (rope_enable_fps_modulation): give fps")
+        values = fps.flatten().tolist() if isinstance(fps, Tensor) else [float(fps)]
+        if frames > 1 and batch > 1 and any(value != values[0] for value in values):
+            raise ConfigError(f"clips of one batch must have one fps here, got {values}; batch clips of equal fps together")
+        return float(values[0])
+
+    def _rope(self, grid: tuple[int, int, int], views: int, fps: float | None, device: torch.device) -> tuple[Tensor, Tensor]:
+        key = (grid, views, fps, device)
+        if key not in self._rope_cache:
+            config = self.config
+            ratios = (config.rope_h_extrapolation_ratio, config.rope_w_extrapolation_ratio, config.rope_t_extrapolation_ratio)
+            angles = rope_angles(config.head_dim, grid, ratios, fps=fps, base_fps=config.base_fps, views=views, device=device)
+            self._rope_cache = {key: rope_table(angles)}
+        return self._rope_cache[key]
+
+    def _extra_positions(self, grid: tuple[int, int, int], views: int, tokens: Tensor) -> Tensor | None:
+        if self.config.extra_pos_emb == "none":
+            return None
+        if self.config.extra_pos_emb == "sincos":
+            return self.extra_pos_embedder(grid, views, tokens.device).to(tokens.dtype)
+        return self.extra_pos_embedder(grid, views).to(tokens.dtype)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Initialise every weight for training from scratch, as `config.initialization` says.
+
+        `trunc_normal` (Predict2): std 1/sqrt(fan_in) cut at 3 std; `xavier` (Predict1): Xavier-uniform, time MLP N(0, 0.02).
+        Both: second modulation matrices of the blocks zero, norm gains 1; controls and text projection keep their own.
+        """
+        xavier = self.config.initialization == "xavier"
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                init = _xavier if xavier else _trunc_normal
+                if xavier and name.startswith("t_embedder"):
+                    init = _normal
+                if "adaln_modulation" in name and name.endswith(".2") and not (xavier and name.startswith("final_layer")):
+                    init = nn.init.zeros_
+                init(module.weight)
+            elif isinstance(module, RMSNorm | LearnablePositionEmbedding):
+                module.reset_parameters()
+        if self.config.projects_text:
+            self.crossattn_proj[0].reset_parameters()
+        for control in self.config.controls:
+            control.init_weights(self)
+
+
+def _trunc_normal(weight: Tensor) -> None:
+    std = 1 / math.sqrt(weight.shape[1])
+    nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
+
+
+def _normal(weight: Tensor) -> None:
+    nn.init.normal_(weight, std=0.02)
+
+
+def _xavier(weight: Tensor) -> None:
+    nn.init.xavier_uniform_(weight)
+
+
+def build_dit(
+    config: DiTConfig,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    init: Callable[[DiT], None] | None = DiT.init_weights,
+) -> DiT:
+    """Return a DiT on `device` in `dtype`, built on the meta device first, so that no weight is allocated twice.
+
+    `init` fills the weights (None leaves them uninitialised, for a load that follows); it is skipped on "meta".
+    """
+    with torch.device("meta"):
+        net = DiT(config).to(dtype)
+    if torch.device(device).type == "meta":
+        return net
+    net = net.to_empty(device=device)
+    if init is not None:
+        init(net)
+    return net

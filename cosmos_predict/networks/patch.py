@@ -1,0 +1,50 @@
+"""Growing the patch embedding: columns move with the *names* of the input channels, never by position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loguru import logger
+from torch import Tensor
+
+from cosmos_predict.errors import ConfigError
+
+Channels = Sequence[tuple[str, int]]
+
+
+def grow_patch_weight(weight: Tensor, old_channels: Channels, new_channels: Channels, patch_volume: int) -> Tensor:
+    """Return a patch weight `(D, c_new * patch_volume)` for `new_channels` made from one `(D, c_old * patch_volume)`.
+
+    A channel of both lists keeps its columns at its new place; a new name gets zero columns, so that the network's output
+    is the base's for every value of that channel; a name that the new list lacks is dropped with a warning.
+    The column index is `(channel, frame, row, column)`, channel slowest.
+
+    Raises ConfigError when `weight` does not belong to `old_channels` or a name changes its number of channels.
+    """
+    old_size = sum(size for _, size in old_channels) * patch_volume
+    if weight.ndim != 2 or weight.shape[1] != old_size:
+        raise ConfigError(
+            f"a patch weight of shape {tuple(weight.shape)} does not belong to the channels {list(old_channels)}: "
+            f"these have {old_size} columns"
+        )
+    sizes = [size * patch_volume for _, size in old_channels]
+    columns = dict(zip([name for name, _ in old_channels], weight.split(sizes, dim=1), strict=True))
+    grown = weight.new_zeros(weight.shape[0], sum(size for _, size in new_channels) * patch_volume)
+    start = 0
+    for name, size in new_channels:
+        width = size * patch_volume
+        if (part := columns.pop(name, None)) is not None:
+            if part.shape[1] != width:
+                raise ConfigError(
+                    f"input channel {name!r} has {part.shape[1] // patch_volume} channels in the base and {size} in the "
+                    "grown network; a changed channel needs a new name"
+                )
+            grown[:, start : start + width] = part
+        start += width
+    if columns:
+        logger.warning(
+            "input channels {} of the base are not among the network's {}: their patch columns are dropped",
+            list(columns),
+            [name for name, _ in new_channels],
+        )
+    return grown

@@ -1,0 +1,148 @@
+"""Context parallelism: each rank of a group holds a contiguous part of the latent frames of every view.
+
+Everything in the network is local to a token except self-attention, which exchanges its inputs with an all-to-all: from
+"some tokens, all heads" to "all tokens, some heads" and back (Ulysses). Attention does not depend on the order of its tokens, so
+the gathered order (rank-major) needs no repair; each token brings its own rotary angles from the split table.
+
+Sources: Cosmos-Predict2 context_parallel.py and a2a_cp.py, re-derived from their description.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cosmos_predict.errors import ConfigError
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def check_context_parallel(cp_size: int, latent_frames: int, num_heads: int) -> None:
+    """Raise ConfigError, naming the sizes that fit, unless `cp_size` divides the latent frames of a view and the heads."""
+    if cp_size >= 1 and latent_frames % cp_size == 0 and num_heads % cp_size == 0:
+        return
+    fit = [
+        size for size in range(1, min(latent_frames, num_heads) + 1) if latent_frames % size == num_heads % size == 0
+    ]
+    raise ConfigError(
+        f"context_parallel_size={cp_size} must divide the {latent_frames} latent frames (of each view) and the {num_heads} "
+        f"attention heads; sizes that fit: {', '.join(map(str, fit))}"
+    )
+
+
+def split_sequence(x: Tensor, rank: int, cp_size: int, dim: int = 2, views: int = 1) -> Tensor:
+    """Return part `rank` of `cp_size` contiguous parts of x along `dim`, of each view's own range when that is view-major.
+
+    Latents `(B, C, V*T, H, W)` are split along dim 2, view indices and per-frame values `(B, V*T)` along dim 1, rotary tables
+    `(V*T*H*W, ...)` along dim 0 (whole frames, because T divides). Raises ConfigError when a view's length does not divide.
+    """
+    size = x.shape[dim]
+    if size % (views * cp_size):
+        length = size // views
+        fit = (
+            ", ".join(str(n) for n in range(1, length + 1) if length % n == 0)
+            if size % views == 0 and length
+            else "none"
+        )
+        raise ConfigError(
+            f"axis {dim} of shape {tuple(x.shape)} does not divide into {views} view(s) of {cp_size} equal parts; "
+            f"context parallel sizes that fit: {fit}"
+        )
+    if not 0 <= rank < cp_size:
+        raise ConfigError(f"rank {rank} is not one of {cp_size} context parallel ranks")
+    dim %= x.ndim
+    part = size // views // cp_size
+    return x.unflatten(dim, (views, cp_size, part)).select(dim + 1, rank).flatten(dim, dim + 1)
+
+
+def gather_sequence(x: Tensor, group: dist.ProcessGroup | None, dim: int = 2, views: int = 1) -> Tensor:
+    """Return the whole of which each rank of `group` holds the part that `split_sequence` gives; the same on every rank.
+
+    Differentiable. The gradient of a part is the sum of what all ranks send back for it, so that averaging parameter gradients
+    over the group's ranks gives the gradient of the mean of the ranks' losses.
+    """
+    if group is None or group.size() == 1:
+        return x
+    dim %= x.ndim
+    parts = _AllGather.apply(x, group)  # (cp, *x.shape)
+    return parts.movedim(0, dim).unflatten(dim + 1, (views, -1)).transpose(dim, dim + 1).flatten(dim, dim + 2)
+
+
+def sequence_to_heads(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """All-to-all `(B, N/cp, heads, d)` -> `(B, N, heads/cp, d)`: rank r gets the r-th contiguous block of heads. Differentiable."""
+    if group is None or group.size() == 1:
+        return x
+    return _to_heads((x,), group)
+
+
+def heads_to_sequence(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """All-to-all `(B, N, heads/cp, d)` -> `(B, N/cp, heads, d)`, the inverse of `sequence_to_heads`. Differentiable."""
+    if group is None or group.size() == 1:
+        return x
+    received = _AllToAll.apply(
+        x.unflatten(1, (group.size(), -1)).movedim(1, 0), group
+    )  # (cp = block of heads, B, N/cp, h, d)
+    return received.movedim(0, 2).flatten(2, 3)
+
+
+def ulysses_attention(q: Tensor, k: Tensor, v: Tensor, group: dist.ProcessGroup | None, attention: Attention) -> Tensor:
+    """Return this rank's part of the attention over the whole sequence.
+
+    q, k, v: local tokens of all heads, `(B, N/cp, heads, d)`, normalised and rotated; so is the result.
+    `attention` maps `(B, N, h, d)` q, k, v to `(B, N, h, d)`. The exchange of q, k and v is one collective.
+    """
+    if group is None or group.size() == 1:
+        return attention(q, k, v)
+    q, k, v = _to_heads((q, k, v), group).chunk(3, dim=2)
+    return heads_to_sequence(attention(q, k, v), group)
+
+
+def _to_heads(parts: tuple[Tensor, ...], group: dist.ProcessGroup) -> Tensor:
+    """`sequence_to_heads` of several tensors in one exchange, one after another along the heads axis."""
+    size, heads = group.size(), parts[0].shape[2]
+    if heads % size:
+        check_context_parallel(size, size, heads)
+    sent = torch.cat([part.unflatten(2, (size, -1)).movedim(2, 0) for part in parts], dim=3)
+    received = _AllToAll.apply(sent, group)  # (cp = part of the sequence, B, N/cp, parts * heads/cp, d)
+    return received.movedim(0, 1).flatten(1, 2)
+
+
+class _AllToAll(torch.autograd.Function):
+    """Exchange x `(cp, ...)`: entry s of rank r becomes entry r of rank s. It is its own inverse, and its own adjoint."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _exchange(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _exchange(gradients[0], ctx.group), None
+
+
+def _exchange(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    # The collective reads and writes memory as it lies there; transposed and expanded tensors (gradients often are) must be copied.
+    x = x.contiguous()
+    received = torch.empty_like(x)
+    dist.all_to_all_single(received, x, group=group)
+    return received
+
+
+class _AllGather(torch.autograd.Function):
+    """Stack x of all ranks: `(cp, *x.shape)`; the adjoint sums over ranks and keeps the own entry."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        gathered = x.new_empty((group.size(), *x.shape))
+        dist.all_gather_into_tensor(gathered.flatten(0, 1) if x.ndim else gathered, x.contiguous(), group=group)
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        # gloo has no reduce-scatter of its own: exchange, then add what the ranks sent for this one's part.
+        return _exchange(gradients[0], ctx.group).sum(dim=0), None

@@ -1,0 +1,40 @@
+"""Text encoders by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from cosmos_predict.text_encoders.t5 import T5_11B, Dtype, T5TextEncoder
+from cosmos_predict.text_encoders.tiny import TinyTextEncoder
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TextEncoder(Protocol):
+    """What every text encoder offers."""
+
+    name: str
+    width: int
+
+    def encode(self, prompts: list[str], max_length: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return embeddings (B, max_length, 1024) float32, zero padded, and the mask (B, max_length) bool."""
+        ...
+
+
+def build_text_encoder(
+    name_or_path: str | Path = "t5",
+    dtype: Dtype | torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    offload: bool = False,
+    cache_dir: str | Path | None = None,
+) -> TextEncoder:
+    """Return the encoder "tiny" (offline, always float32), "t5" (T5-11B), or the T5 in a folder or of a hub name.
+
+    `dtype`, `offload` and `cache_dir` are T5TextEncoder's, and so are the errors raised.
+    """
+    if str(name_or_path) == "tiny":
+        return TinyTextEncoder(device=device)
+    source = T5_11B if str(name_or_path) == "t5" else name_or_path
+    return T5TextEncoder(source, dtype=dtype, device=device, offload=offload, cache_dir=cache_dir)

@@ -1,0 +1,78 @@
+"""The Haar patcher of the Cosmos tokenizers: space (and time) folded into channels by sums and differences."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cosmos_predict.errors import ConfigError
+
+
+def _steps(patch_size: int) -> int:
+    steps = patch_size.bit_length() - 1
+    if patch_size < 1 or patch_size != 1 << steps:
+        raise ConfigError(f"patch_size {patch_size}: expected a power of two (1, 2, 4, ...)")
+    return steps
+
+
+def _split(x: Tensor, axis: int, band_axis: int) -> Tensor:
+    """Replace `axis` by sums and differences of neighbours, stacked along a new `band_axis`."""
+    even, odd = x.unflatten(axis, (-1, 2)).unbind(axis + 1)
+    return torch.stack([even + odd, even - odd], band_axis)
+
+
+def _merge(x: Tensor, axis: int, band_axis: int) -> Tensor:
+    """Invert `_split` up to a factor of 2."""
+    low, high = x.unbind(band_axis)  # `axis` lies behind `band_axis` and moves up by one
+    return torch.stack([low + high, low - high], axis).flatten(axis - 1, axis)
+
+
+def haar_patch_3d(video: Tensor, patch_size: int) -> Tensor:
+    """Patch a video causally: the first frame stands for `patch_size` copies of itself.
+
+    video: (B, C, T, H, W) with T = 1 + patch_size * m, H and W multiples of patch_size.
+    Returns (B, C * patch_size**3, 1 + m, H / patch_size, W / patch_size). In each of the log2(patch_size) steps
+    band[a, b, c] = 1/8 sum (-1)^(a i + b j + c k) x[2t + i, 2h + j, 2w + k]; channel = (4a + 2b + c) * C_in + c_in.
+    Computed in float32 for 16-bit inputs.
+    """
+    x = video.float() if video.dtype in (torch.float16, torch.bfloat16) else video
+    first = x[:, :, :1].expand(-1, -1, patch_size - 1, -1, -1)
+    x = torch.cat([first, x], 2)
+    for _ in range(_steps(patch_size)):
+        for band_axis, axis in enumerate((2, 3, 4), start=1):  # time, height, width; earlier bands are the outer ones
+            x = _split(x, axis + band_axis - 1, band_axis)
+        x = x.flatten(1, 4) * 0.125
+    return x.to(video.dtype)
+
+
+def haar_unpatch_3d(patches: Tensor, patch_size: int) -> Tensor:
+    """Invert `haar_patch_3d`: (B, C * patch_size**3, t, h, w) to (B, C, 1 + patch_size * (t - 1), H, W)."""
+    x = patches.float() if patches.dtype in (torch.float16, torch.bfloat16) else patches
+    for _ in range(_steps(patch_size)):
+        x = x.unflatten(1, (2, 2, 2, -1))
+        for band_axis, axis in zip((3, 2, 1), (7, 5, 3), strict=True):
+            x = _merge(x, axis, band_axis)
+    return x[:, :, patch_size - 1 :].to(patches.dtype)
+
+
+def haar_patch_2d(image: Tensor, patch_size: int) -> Tensor:
+    """Patch an image: (B, C, H, W) to (B, C * patch_size**2, H / patch_size, W / patch_size).
+
+    band[x, y] = 1/4 sum (-1)^(x i + y j) image[2h + j, 2w + i]: the outer band index belongs to the WIDTH filter.
+    """
+    x = image.float() if image.dtype in (torch.float16, torch.bfloat16) else image
+    for _ in range(_steps(patch_size)):
+        x = _split(x, 3, 1)
+        x = _split(x, 3, 2)
+        x = x.flatten(1, 3) * 0.25
+    return x.to(image.dtype)
+
+
+def haar_unpatch_2d(patches: Tensor, patch_size: int) -> Tensor:
+    """Invert `haar_patch_2d`: (B, C * patch_size**2, h, w) to (B, C, h * patch_size, w * patch_size)."""
+    x = patches.float() if patches.dtype in (torch.float16, torch.bfloat16) else patches
+    for _ in range(_steps(patch_size)):
+        x = x.unflatten(1, (2, 2, -1))
+        x = _merge(x, 4, 2)
+        x = _merge(x, 4, 1)
+    return x.to(patches.dtype)

@@ -1,0 +1,359 @@
+"""The Wan 2.1 VAE (Predict2 and 2.5): causal 3D convolutions, 4x8x8, whole clips, exact chunks, and streams.
+
+Module names are the published checkpoint's keys. Encoding gives the posterior's mean; the variance is never used.
+The published code runs frame 0 and then groups of frames through caches. That equals one causal computation over the whole
+clip with zeros before frame 0 (spec: the first latent is left out of the history of the temporal upsampling), so any
+grouping gives the same numbers; here a `WanStream` carries the few frames of history that each layer needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cosmos_predict.errors import ConfigError
+from cosmos_predict.tokenizers.base import VideoTokenizer
+from cosmos_predict.tokenizers.frames import (
+    causal_conv,
+    channels_last_weights,
+    from_frames,
+    pixel_attention,
+    tap_major,
+    to_frames,
+)
+from cosmos_predict.tokenizers.normalize import LatentNormalizer
+
+WAN_MEAN = (
+    *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
+    *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
+)
+WAN_STD = (
+    *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
+    *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
+)
+
+
+class WanStream:
+    """What a causal pass over a clip in pieces remembers: a few frames per layer, and whether it has begun.
+
+    Make one per clip and direction (`WanVAE.encode_chunk`, `decode_chunk`), not shared between them. `keep=False` is the
+    whole clip in one piece, which remembers nothing.
+    """
+
+    def __init__(self, keep: bool = True) -> None:
+        self.keep = keep
+        self.batch = 0
+        self.begun = False
+        self._history: dict[nn.Module, Tensor] = {}
+
+    def exchange(self, layer: nn.Module, x: Tensor, keep: int) -> Tensor | None:
+        """Return the frames that `layer` saw before `x` (or None) and remember its last `keep` frames."""
+        before = self._history.get(layer)
+        if self.keep and x.shape[0]:
+            tail = x[-keep * self.batch :]
+            if before is not None and tail.shape[0] < keep * self.batch:
+                tail = torch.cat([before, tail])[-keep * self.batch :]
+            self._history[layer] = tail.clone()  # a view would hold all of x
+        return before
+
+    def copy(self) -> WanStream:
+        """Return a stream that goes on from here on its own (tensors are shared, never written to)."""
+        other = WanStream(self.keep)
+        other.batch, other.begun, other._history = self.batch, self.begun, dict(self._history)
+        return other
+
+
+class CausalConv3d(nn.Conv3d):
+    """A convolution causal in time, zero padded, over frames (T*B, C, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int], time_stride: int = 1):
+        super().__init__(in_channels, out_channels, kernel_size)
+        self.time_stride = time_stride
+        self.weight = nn.Parameter(tap_major(self.weight.detach()))
+
+    def forward(self, x: Tensor, stream: WanStream) -> Tensor:
+        assert self.bias is not None
+        history = None
+        if self.kernel_size[0] > 1:
+            history = stream.exchange(self, x, self.kernel_size[0] - self.time_stride)
+        return causal_conv(x, self.weight, self.bias, stream.batch, history, stride=self.time_stride)
+
+
+class RMSNorm(nn.Module):
+    """x / |x| * sqrt(C) * gamma over the channels of each pixel; gamma is (C, 1, 1, 1), or (C, 1, 1) in attention."""
+
+    def __init__(self, channels: int, *ones: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels, *ones))
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        if x.dtype in (torch.float16, torch.bfloat16):  # sums in float32; 1e-24 / C is the published 1e-12 on |x|
+            y = F.rms_norm(x.permute(0, 2, 3, 1), (channels,), self.gamma.flatten(), eps=1e-24 / channels)
+            return y.permute(0, 3, 1, 2)
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
+        return (x * (channels**0.5 / length)).mul_(self.gamma.view(-1, 1, 1))
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, 3x3x3 conv, twice, plus the input (through a 1x1x1 `shortcut` where the width changes)."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.residual = nn.ModuleList(
+            [
+                RMSNorm(in_channels, 1, 1, 1),
+                nn.SiLU(inplace=True),
+                CausalConv3d(in_channels, out_channels, (3, 3, 3)),
+                RMSNorm(out_channels, 1, 1, 1),
+                nn.SiLU(inplace=True),
+                nn.Dropout(dropout),
+                CausalConv3d(out_channels, out_channels, (3, 3, 3)),
+            ]
+        )
+        self.shortcut = CausalConv3d(in_channels, out_channels, (1, 1, 1)) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor, stream: WanStream) -> Tensor:
+        y = x
+        for layer in self.residual:
+            y = layer(y, stream) if isinstance(layer, CausalConv3d) else layer(y)
+        return y.add_(x if self.shortcut is None else self.shortcut(x, stream))
+
+
+class AttentionBlock(nn.Module):
+    """Attention among the pixels of each frame, a single head, residual."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(channels, 1, 1)
+        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, stream: WanStream) -> Tensor:
+        q, k, v = self.to_qkv(self.norm(x)).chunk(3, dim=1)
+        return self.proj(pixel_attention(q, k, v)).add_(x)
+
+
+class Downsample(nn.Module):
+    """Halve H and W, and with `temporal` the frames after the first."""
+
+    def __init__(self, channels: int, temporal: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
+        self.time_conv = CausalConv3d(channels, channels, (3, 1, 1), time_stride=2) if temporal else None
+
+    def forward(self, x: Tensor, stream: WanStream) -> Tensor:
+        x = self.resample(x)
+        if self.time_conv is None:
+            return x
+        if stream.begun:
+            return self.time_conv(x, stream)
+        # Frame 0 passes through, and starts the first window (0, 1, 2); the next ones are (2, 3, 4), ...
+        if x.shape[0] == stream.batch:
+            stream.exchange(self.time_conv, x, 1)
+            return x
+        return torch.cat([x[: stream.batch], self.time_conv(x, stream)])
+
+
+class Upsample(nn.Module):
+    """Double H and W and halve the width; with `temporal`, first double the frames after the first."""
+
+    def __init__(self, channels: int, temporal: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(nn.Upsample(scale_factor=2.0), nn.Conv2d(channels, channels // 2, 3, padding=1))
+        self.time_conv = CausalConv3d(channels, 2 * channels, (3, 1, 1)) if temporal else None
+
+    def forward(self, x: Tensor, stream: WanStream) -> Tensor:
+        if self.time_conv is not None:
+            # The clip's first frame stays single and is no history either: the conv sees zeros before the second.
+            first = 0 if stream.begun else stream.batch
+            head, x = x[:first], x[first:]
+            if x.shape[0]:
+                pairs = self.time_conv(x, stream).unflatten(1, (2, -1)).unflatten(0, (-1, stream.batch))
+                x = pairs.permute(0, 2, 1, 4, 5, 3).flatten(0, 2).permute(0, 3, 1, 2)  # halves become frames 2t, 2t + 1
+            x = torch.cat([head, x]) if first else x
+        return self.resample(x)
+
+
+class Encoder(nn.Module):
+    """Pixels to 2 z channels, before the last 1x1x1 convolution."""
+
+    def __init__(self, dim: int, z_dim: int, mults: Sequence[int], blocks: int, temporal: Sequence[bool], dropout: float):
+        super().__init__()
+        widths = [dim * m for m in (1, *mults)]
+        self.conv1 = CausalConv3d(3, widths[0], (3, 3, 3))
+        layers: list[nn.Module] = []
+        for level, (width, next_width) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            for index in range(blocks):
+                layers.append(ResidualBlock(width if index == 0 else next_width, next_width, dropout))
+            if level < len(mults) - 1:
+                layers.append(Downsample(next_width, temporal[level]))
+        self.downsamples = nn.ModuleList(layers)
+        self.middle = _middle(widths[-1], dropout)
+        self.head = _head(widths[-1], 2 * z_dim)
+
+    def forward(self, x: Tensor, stream: WanStream) -> Tensor:
+        x = self.conv1(x, stream)
+        for layer in (*self.downsamples, *self.middle):
+            x = layer(x, stream)
+        return _run_head(self.head, x, stream)
+
+
+class Decoder(nn.Module):
+    """Latents to pixels, after the first 1x1x1 convolution."""
+
+    def __init__(self, dim: int, z_dim: int, mults: Sequence[int], blocks: int, temporal: Sequence[bool], dropout: float):
+        super().__init__()
+        widths = [dim * m for m in (mults[-1], *reversed(mults))]
+        self.conv1 = CausalConv3d(z_dim, widths[0], (3, 3, 3))
+        self.middle = _middle(widths[0], dropout)
+        layers: list[nn.Module] = []
+        for level, (width, next_width) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            width = width if level == 0 else width // 2  # the upsampler before has halved it
+            for index in range(blocks + 1):
+                layers.append(ResidualBlock(width if index == 0 else next_width, next_width, dropout))
+            if level < len(mults) - 1:
+                layers.append(Upsample(next_width, temporal[level]))
+        self.upsamples = nn.ModuleList(layers)
+        self.head = _head(widths[-1], 3)
+
+    def forward(self, x: Tensor, stream: WanStream) -> Tensor:
+        x = self.conv1(x, stream)
+        for layer in (*self.middle, *self.upsamples):
+            x = layer(x, stream)
+        return _run_head(self.head, x, stream)
+
+
+def _middle(channels: int, dropout: float) -> nn.ModuleList:
+    ends = [ResidualBlock(channels, channels, dropout) for _ in range(2)]
+    return nn.ModuleList([ends[0], AttentionBlock(channels), ends[1]])
+
+
+def _head(channels: int, out_channels: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        [RMSNorm(channels, 1, 1, 1), nn.SiLU(inplace=True), CausalConv3d(channels, out_channels, (3, 3, 3))]
+    )
+
+
+def _run_head(head: nn.ModuleList, x: Tensor, stream: WanStream) -> Tensor:
+    norm, activation, conv = head
+    return conv(activation(norm(x)), stream)
+
+
+class WanVAE(VideoTokenizer):
+    """The Wan 2.1 VAE; the defaults are the published model.
+
+    dim, z_dim, dim_mult, num_res_blocks, temperal_downsample (spelled as published), attn_scales, dropout: its arguments.
+    temporal_window: frames per encoded chunk after the first frame, a multiple of the temporal factor; decoding takes the
+        same number of frames at a time. None: the whole clip at once. "auto": as many as `CHUNK_PIXELS` allows.
+    mean, std: per-channel latent statistics.
+    """
+
+    CHUNK_PIXELS = 2 << 20
+    """Pixels (T * H * W) per chunk under temporal_window="auto"; bounds the memory of any clip length."""
+
+    def __init__(
+        self,
+        dim: int = 96,
+        z_dim: int = 16,
+        dim_mult: Sequence[int] = (1, 2, 4, 4),
+        num_res_blocks: int = 2,
+        attn_scales: Sequence[float] = (),
+        temperal_downsample: Sequence[bool] = (False, True, True),
+        dropout: float = 0.0,
+        *,
+        temporal_window: int | str | None = "auto",
+        mean: Sequence[float] | Tensor | None = None,
+        std: Sequence[float] | Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        temporal = [bool(value) for value in temperal_downsample]
+        if len(attn_scales):
+            raise ConfigError(f"attn_scales={list(attn_scales)}: no published Wan VAE has any; expected an empty list")
+        if len(temporal) != len(dim_mult) - 1:
+            raise ConfigError(
+                f"temperal_downsample has {len(temporal)} entries for {len(dim_mult)} levels: expected {len(dim_mult) - 1}"
+            )
+        self.latent_ch = z_dim
+        self.spatial_compression_factor = 2 ** len(temporal)
+        self.temporal_compression_factor = 2 ** sum(temporal)
+        if isinstance(temporal_window, str) and temporal_window != "auto":
+            raise ConfigError(f"temporal_window={temporal_window!r}: expected a number of frames, None or 'auto'")
+        if isinstance(temporal_window, int) and (
+            temporal_window < 1 or temporal_window % self.temporal_compression_factor
+        ):
+            raise ConfigError(
+                f"temporal_window={temporal_window}: expected a multiple of {self.temporal_compression_factor} frames"
+            )
+        self.temporal_window = temporal_window
+        self.encoder = Encoder(dim, z_dim, dim_mult, num_res_blocks, temporal, dropout)
+        self.conv1 = CausalConv3d(2 * z_dim, 2 * z_dim, (1, 1, 1))
+        self.conv2 = CausalConv3d(z_dim, z_dim, (1, 1, 1))
+        self.decoder = Decoder(dim, z_dim, dim_mult, num_res_blocks, temporal[::-1], dropout)
+        channels_last_weights(self)
+        if mean is None and std is None and z_dim == len(WAN_MEAN):
+            mean, std = WAN_MEAN, WAN_STD
+        if mean is not None and std is not None:
+            self.normalizer = LatentNormalizer(mean, std)
+
+    def encode_chunk(self, video: Tensor, stream: WanStream) -> Tensor:
+        """Encode the next frames of a clip: first 1 + f k, then any multiples of f = `temporal_compression_factor`.
+
+        video: (B, 3, T, H, W), float in [-1, 1]. Returns the normalised latents that these frames complete. The pieces
+        put together are `encode` of the whole clip. Raises ConfigError (a ValueError) for another number of frames.
+        """
+        factor = self.temporal_compression_factor
+        if stream.begun and (video.shape[2] % factor or not video.shape[2]):
+            raise ConfigError(f"T = {video.shape[2]} frames to go on with: expected a multiple of {factor}")
+        if not stream.begun:
+            self.get_latent_num_frames(video.shape[2])
+        self._check(video, "video", 3)
+        latent = self._encode_piece(video.to(self.compute_dtype), stream).float()
+        latent = latent if self.normalizer is None else self.normalizer.normalize(latent)
+        return latent.to(video.dtype)
+
+    def decode_chunk(self, latent: Tensor, stream: WanStream) -> Tensor:
+        """Decode the next latents (B, C, t, h, w) of a clip, any t >= 1; pieces put together are `decode` of the clip."""
+        self._check(latent, "latent", self.latent_ch)
+        self.get_pixel_num_frames(latent.shape[2])
+        raw = latent if self.normalizer is None else self.normalizer.denormalize(latent.float())
+        return self._decode_piece(raw.to(self.compute_dtype), stream).to(latent.dtype)
+
+    def window(self, height: int, width: int) -> int | None:
+        """Return the frames per chunk for clips of H x W pixels, or None for whole clips."""
+        if self.temporal_window != "auto":
+            return self.temporal_window  # type: ignore[return-value]
+        factor = self.temporal_compression_factor
+        return max(1, self.CHUNK_PIXELS // (height * width * factor)) * factor
+
+    def _encode(self, video: Tensor) -> Tensor:
+        window = self.window(video.shape[3], video.shape[4])
+        if window is None or video.shape[2] <= 1 + window:
+            return self._encode_piece(video, WanStream(keep=False))
+        stream = WanStream()
+        pieces = torch.tensor_split(video, list(range(1 + window, video.shape[2], window)), dim=2)
+        return torch.cat([self._encode_piece(piece, stream) for piece in pieces], 2)
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        factor, scale = self.temporal_compression_factor, self.spatial_compression_factor
+        window = self.window(latent.shape[3] * scale, latent.shape[4] * scale)
+        if window is None or latent.shape[2] <= 1 + window // factor:
+            return self._decode_piece(latent, WanStream(keep=False))
+        stream, step = WanStream(), window // factor
+        pieces = torch.tensor_split(latent, list(range(1 + step, latent.shape[2], step)), dim=2)
+        return torch.cat([self._decode_piece(piece, stream) for piece in pieces], 2)
+
+    def _encode_piece(self, video: Tensor, stream: WanStream) -> Tensor:
+        stream.batch = video.shape[0]
+        moments = self.conv1(self.encoder(to_frames(video), stream), stream)
+        stream.begun = True
+        return from_frames(moments[:, : self.latent_ch], stream.batch)
+
+    def _decode_piece(self, latent: Tensor, stream: WanStream) -> Tensor:
+        stream.batch = latent.shape[0]
+        frames = self.decoder(self.conv2(to_frames(latent), stream), stream)
+        stream.begun = True
+        return from_frames(frames, stream.batch)

@@ -1,0 +1,94 @@
+"""Clipping of gradients by their global norm, for plain tensors and DTensors together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
+
+from cosmos_predict.errors import ConfigError
+
+
+class ClipResult(NamedTuple):
+    """`total_norm`: norm of all gradients before clipping. `skip_step`: it is not finite, and the optimizer must not step."""
+
+    total_norm: float
+    skip_step: bool
+
+
+@torch.no_grad()
+def clip_gradients(
+    parameters: Iterable[Tensor], max_norm: float = 1.0, norm_type: float = 2.0, force_finite: bool = False
+) -> ClipResult:
+    """Multiply all gradients in place by min(1, max_norm / (norm + 1e-6)), norm being that of all of them as one vector.
+
+    A norm that is not finite leaves the gradients alone and asks to skip the step; every rank of the tensors' meshes gets
+    the same answer. The norm is computed in float32 per tensor and combined in float64.
+
+    Args:
+        parameters: tensors whose `.grad` is clipped; those without one are passed over.
+        max_norm: the largest norm that passes unchanged; inf only measures.
+        norm_type: p of the norm, inf for the largest absolute entry.
+        force_finite: first set NaN and infinite entries to 0, as the published callback does. It hides a broken
+            sample or a diverging run, so it is off by default.
+    """
+    if not max_norm > 0 or not norm_type > 0:
+        raise ConfigError(f"clip_norm={max_norm} and norm_type={norm_type} must be positive")
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return ClipResult(0.0, False)
+    local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    if force_finite:
+        for tensor in local:
+            torch.nan_to_num_(tensor, nan=0.0, posinf=0.0, neginf=0.0)
+    total = _global_norm(gradients, norm_type)
+    if not math.isfinite(total):
+        return ClipResult(total, True)
+    coefficient = max_norm / (total + 1e-6)
+    if coefficient < 1:
+        torch._foreach_mul_(local, coefficient)
+    return ClipResult(total, False)
+
+
+def _global_norm(gradients: list[Tensor], norm_type: float) -> float:
+    """Return the norm of all gradients as one vector; one reduction per kind of sharding, one read from the device."""
+    groups: dict[tuple, list[Tensor]] = {}
+    for gradient in gradients:
+        key: tuple = (None, ())
+        if isinstance(gradient, DTensor):
+            if any(isinstance(placement, Partial) for placement in gradient.placements):
+                whole = [
+                    Replicate() if isinstance(placement, Partial) else placement for placement in gradient.placements
+                ]
+                gradient = gradient.redistribute(placements=whole)
+            sharded = tuple(
+                dim for dim, placement in enumerate(gradient.placements) if not isinstance(placement, Replicate)
+            )
+            key, gradient = (gradient.device_mesh, sharded), gradient.to_local()
+        groups.setdefault((*key, gradient.device), []).append(gradient)
+
+    largest = math.isinf(norm_type)
+    total: Tensor | None = None
+    for (mesh, sharded, _), tensors in groups.items():
+        # An empty local shard has no largest entry.
+        norms = torch._foreach_norm(
+            [tensor for tensor in tensors if tensor.numel()] or [tensors[0].new_zeros(1)],
+            norm_type,
+            dtype=torch.float32,
+        )
+        stacked = torch.stack(norms).double()
+        part = stacked.max() if largest else stacked.pow(norm_type).sum()
+        for dim in sharded:
+            dist.all_reduce(part, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=mesh.get_group(dim))
+        total = (
+            part
+            if total is None
+            else (torch.maximum(total, part.to(total.device)) if largest else total + part.to(total.device))
+        )
+    assert total is not None
+    return float(total if largest else total.pow(1 / norm_type))

@@ -1,0 +1,88 @@
+"""How a command line ends: the message, and the exit status."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import pytest
+
+from cosmos_predict.cli.program import positive_int, run_program, status_of
+from cosmos_predict.errors import (
+    CheckpointError,
+    ConfigError,
+    CorruptFileError,
+    DataError,
+    MissingDependencyError,
+    UnsafeFileError,
+)
+
+
+def failing(error: BaseException) -> Callable[[], int | None]:
+    def call() -> int | None:
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ConfigError("the message"), 2),
+        (DataError("the message"), 2),
+        (CheckpointError("the message"), 2),
+        (UnsafeFileError("the message"), 2),
+        (CorruptFileError("the message"), 2),
+        (FileNotFoundError("the message"), 2),
+        (ValueError("the message"), 2),
+        (MissingDependencyError("the message"), 1),
+        (RuntimeError("the message"), 1),
+        (PermissionError("the message"), 1),
+    ],
+)
+def test_errors_become_a_message_and_a_status(
+    error: Exception, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of(failing(error)) == status
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and "the message" in err and "Traceback" not in err
+    assert status_of(failing(error), verbose=True) == status
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "in call" in err and "the message" in err
+
+
+def test_system_errors_name_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(lambda: open("/nowhere/file.txt").close()) == 2
+    assert capsys.readouterr().err == "error: no such file or folder: /nowhere/file.txt\n"
+
+
+def test_interrupt_is_130(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(failing(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_results_are_statuses() -> None:
+    assert status_of(lambda: None) == 0
+    assert status_of(lambda: 1) == 1
+
+
+def test_run_program_parses_and_exits() -> None:
+    def body(args: argparse.Namespace) -> int:
+        assert args.verbose
+        return args.count
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--count", type=positive_int)
+    with pytest.raises(SystemExit) as ended:
+        run_program(body, parser, ["--count", "3", "-v"])
+    assert ended.value.code == 3
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "some"])
+def test_bad_arguments_are_2(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--count", type=positive_int)
+    with pytest.raises(SystemExit) as ended:
+        run_program(lambda args: 0, parser, [f"--count={count}"])
+    assert ended.value.code == 2
+    assert "argument --count" in capsys.readouterr().err

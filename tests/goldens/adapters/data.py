@@ -1,0 +1,140 @@
+"""Adapters of the data kinds: robot actions, ego trajectories, Pluecker maps, frame transforms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from cosmos_predict.conditions import plucker
+from cosmos_predict.data import clip_sampler, ego_trajectory, robot_actions, transforms
+from tests.goldens.run_case import Case, adapter
+
+
+@adapter("control", "bridge_actions")
+def control_bridge_actions(case: Case) -> dict[str, Any]:
+    frames = case.config["frame_ids"]
+    state, gripper = case.inputs["state"].numpy(), case.inputs["gripper"].numpy()[frames[1:]]
+
+    def actions(rebase_every: int) -> np.ndarray:
+        scale = case.config["action_scaler"]
+        return robot_actions.relative_actions(state, gripper, frames, rebase_every=rebase_every, scale=scale)
+
+    return {"action": actions(1), "action_accumulated": actions(0), "action_rebased4": actions(4)}
+
+
+@adapter("data", "bridge_actions")
+def data_bridge_actions(case: Case) -> dict[str, Any]:
+    episode = {name: value.numpy() for name, value in case.inputs.items()}
+    length, interval = case.config["num_frames"], case.config["sequence_interval"]
+    train = clip_sampler.enumerate_windows(len(episode["state"]), length, interval=interval)
+    val = clip_sampler.enumerate_windows(
+        len(episode["state"]), length, interval=interval, start_interval=case.config["val_start_frame_interval"]
+    )
+    frames, scale = train[case.call["sample_index"]], case.config["c_act_scaler"]
+    of = robot_actions.episode_actions
+    return {
+        "relative": of(episode, frames, convention="predict2", scale=scale),
+        "accumulated": of(episode, frames, convention="predict1", scale=scale, rebase_every=0),
+        "binary": of(episode, frames, convention="predict1_binary", scale=scale),
+        "inference": of(episode, convention="predict2_inference", scale=scale),
+        "nemo": of(episode, convention="nemo"),
+        "frame_ids_train": train,
+        "frame_ids_val": val,
+    }
+
+
+def _future(case: Case, track: ego_trajectory.EgoTrack, t0_us: np.ndarray | int) -> dict[str, Any]:
+    xyz, rotation = ego_trajectory.future_poses(
+        track, t0_us, num_steps=case.config["num_future_steps"], time_step=case.config["time_step"]
+    )
+    vector = ego_trajectory.trajectory_vector(xyz, case.config["scale"])
+    return {"future_xyz": xyz, "future_rot": rotation, "trajectory": vector}
+
+
+@adapter("control", "ego_trajectory")
+def control_ego_trajectory(case: Case) -> dict[str, Any]:
+    arrays = {name: value.numpy() for name, value in case.inputs.items()}
+    track = ego_trajectory.ego_track(
+        arrays["timestamp_us"], arrays["xyz"], arrays["quat_wxyz"], sensor_to_rig=arrays["sensor_to_rig"]
+    )
+    outputs = _future(case, track, arrays["t0_us"])
+    return {name: outputs[name] for name in ("future_xyz", "trajectory")}
+
+
+@adapter("data", "av_trajectory")
+def data_av_trajectory(case: Case) -> dict[str, Any]:
+    arrays = {name: value.numpy() for name, value in case.inputs.items()}
+    track = ego_trajectory.ego_track(arrays["timestamp"], arrays["xyz"], arrays["quat_wxyz"])
+    return _future(case, track, case.call["base_timestamp_us"])
+
+
+def _latent_maps(case: Case, image_size: list[float], compression: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """The camera-control recipe: world-to-camera poses, intrinsics as fractions, one cell per latent pixel."""
+    translation = plucker.normalize_translations(case.inputs["translation"])
+    absolute = plucker.pose_matrix(case.inputs["rotation"], translation)
+    relative = plucker.relative_to_first(absolute)
+    intrinsics = case.inputs["intrinsics"]
+    return {
+        "translation_normalised": translation,
+        "relative_pose": relative,
+        "plucker": plucker.latent_plucker_map(relative, intrinsics, image_size, compression),
+        "plucker_absolute": plucker.latent_plucker_map(absolute, intrinsics, image_size, compression),
+    }
+
+
+@adapter("control", "plucker")
+def control_plucker(case: Case) -> dict[str, Any]:
+    if "cam2world" in case.inputs:
+        poses, intrinsics = case.inputs["cam2world"], case.inputs["intrinsics"]
+        height, width = case.config["height"], case.config["width"]
+        world2cam = plucker.invert_pose(poses)
+        relative = plucker.relative_to_first(world2cam)
+        rays = plucker.plucker_rays(plucker.invert_pose(relative), intrinsics, height, width)
+        return {
+            "world2cam": world2cam,
+            "world2cam_relative": relative,
+            "rays": rays,
+            "rays_absolute": plucker.plucker_rays(poses, intrinsics, height, width),
+            "rays_folded": plucker.fold_rays(rays, case.config["patch"]),
+        }
+    compression = case.config["latent_compression"]
+    outputs = _latent_maps(case, case.config["image_size"], (compression, compression))
+    grid = plucker.mask_to_grid(case.inputs["padding_mask"], *outputs["plucker"].shape[-2:])
+    outputs["padding_mask_latent"] = grid
+    outputs["plucker_masked"] = plucker.mask_rays(outputs["plucker"], grid)
+    return outputs
+
+
+@adapter("data", "plucker")
+def data_plucker(case: Case) -> dict[str, Any]:
+    config = case.config
+    if "c2w" in case.inputs:
+        rays = plucker.plucker_rays(case.inputs["c2w"], case.inputs["intrinsics"], *config["image_size"])
+        return {"plucker": rays, "patched": plucker.fold_rays(rays, config["patch_spatial"])}
+    compression = (config["latent_compression_ratio_h"], config["latent_compression_ratio_w"])
+    outputs = _latent_maps(case, case.inputs["image_size"].tolist(), compression)
+    outputs["relative_pose"] = plucker.to_homogeneous(outputs["relative_pose"])
+    return outputs
+
+
+@adapter("data", "frame_transforms")
+def data_frame_transforms(case: Case) -> dict[str, Any]:
+    frames, config = case.inputs["frames"], case.config
+    padded = transforms.fit_frames(frames, config["big"], "pad")
+    camera = transforms.fit_frames(frames, config["camera_target"], "pad_width")
+    return {
+        "train_up": transforms.fit_frames(frames, config["big"], "stretch").frames,
+        "train_down": transforms.fit_frames(frames, config["small"], "stretch").frames,
+        "train_same": transforms.fit_frames(frames, frames.shape[-2:], "stretch").frames,
+        "center_crop": transforms.fit_frames(frames, config["small"], "crop").frames,
+        "pad_video": padded.frames,
+        "pad_mask": padded.padding_mask,
+        "pad_image_size": padded.image_size.float(),
+        "nemo_chunk": transforms.normalize_video(
+            transforms.resize_uint8(frames, config["small"], "bilinear"), torch.bfloat16
+        ).float(),
+        "camera_video": camera.frames,
+        "camera_image_size": camera.image_size.float()[None],
+    }
