@@ -9,6 +9,7 @@ frames every time.
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,7 @@ class Scene:
     way: tuple[tuple[int, float, float, float], ...]
 
 
+GRIP = 0.6  # opening at which the fingers touch a block
 LOW, HIGH = TABLE - 4, TABLE - 46
 ORANGE_ARM, GREY_ARM, TEAL_ARM = (235, 130, 40), (120, 130, 145), (30, 150, 150)
 LIGHT, CREAM, BLUISH = (222, 226, 230), (236, 228, 210), (200, 214, 228)
@@ -71,23 +73,23 @@ SCENES = (
         "A teal robot arm grasps a green block, lifts it, carries it to the right and puts it down on a wooden table.",
         65, 46, TEAL_ARM, LIGHT, WOOD, {"green": 86},
         (
-            (0, 92, HIGH, 1), (4, 86, HIGH, 1), (14, 86, LOW, 1), (19, 86, LOW, 0.28), (30, 86, HIGH, 0.28),
-            (44, 126, HIGH, 0.28), (54, 126, LOW, 0.28), (58, 126, LOW, 1), (64, 126, LOW - 20, 1),
+            (0, 92, HIGH, 1), (4, 86, HIGH, 1), (14, 86, LOW, 1), (19, 86, LOW, GRIP), (30, 86, HIGH, GRIP),
+            (44, 126, HIGH, GRIP), (54, 126, LOW, GRIP), (58, 126, LOW, 1), (64, 126, LOW - 20, 1),
         ),
     ),
     Scene(
         "lift_yellow",
         "An orange robot arm reaches down to a yellow block on a dark table, closes its gripper and lifts the block.",
         33, 138, ORANGE_ARM, BLUISH, DARK, {"yellow": 84},
-        ((0, 90, HIGH, 1), (12, 84, LOW, 1), (17, 84, LOW, 0.28), (28, 88, HIGH, 0.28), (32, 88, HIGH, 0.28)),
+        ((0, 90, HIGH, 1), (12, 84, LOW, 1), (17, 84, LOW, GRIP), (28, 88, HIGH, GRIP), (32, 88, HIGH, GRIP)),
     ),
     Scene(
         "stack_orange_on_purple",
         "A grey robot arm picks up an orange block and stacks it on top of a purple block on a grey table.",
         65, 46, GREY_ARM, LIGHT, GREY, {"orange": 88, "purple": 126},
         (
-            (0, 88, HIGH, 1), (12, 88, LOW, 1), (17, 88, LOW, 0.28), (29, 88, HIGH, 0.28), (42, 126, HIGH, 0.28),
-            (52, 126, LOW - 2 * BLOCK, 0.28), (56, 126, LOW - 2 * BLOCK, 1), (64, 126, HIGH, 1),
+            (0, 88, HIGH, 1), (12, 88, LOW, 1), (17, 88, LOW, GRIP), (29, 88, HIGH, GRIP), (42, 126, HIGH, GRIP),
+            (52, 126, LOW - 2 * BLOCK, GRIP), (56, 126, LOW - 2 * BLOCK, 1), (64, 126, HIGH, 1),
         ),
     ),
     Scene(
@@ -101,8 +103,8 @@ SCENES = (
         "An orange robot arm grasps a blue block, carries it over to the left and sets it down on a dark table.",
         57, 146, ORANGE_ARM, BLUISH, DARK, {"blue": 106},
         (
-            (0, 106, HIGH, 1), (11, 106, LOW, 1), (15, 106, LOW, 0.28), (25, 104, HIGH, 0.28), (37, 70, HIGH, 0.28),
-            (46, 68, LOW, 0.28), (50, 68, LOW, 1), (56, 68, LOW - 20, 1),
+            (0, 106, HIGH, 1), (11, 106, LOW, 1), (15, 106, LOW, GRIP), (25, 104, HIGH, GRIP), (37, 70, HIGH, GRIP),
+            (46, 68, LOW, GRIP), (50, 68, LOW, 1), (56, 68, LOW - 20, 1),
         ),
     ),
     Scene(
@@ -151,17 +153,19 @@ def gripper_at(scene: Scene, frame: int) -> tuple[float, float, float]:
     return scene.way[-1][1:]
 
 
-def move_blocks(scene: Scene, blocks: dict[str, list[float]], held: str | None, tip: tuple[float, float, float]) -> str | None:
+def move_blocks(
+    scene: Scene, blocks: dict[str, list[float]], held: str | None, tip: tuple[float, float, float]
+) -> str | None:
     """Advance the blocks' centres by one frame; return the block that the gripper now holds."""
     x, y, opening = tip
-    if held is not None and opening > 0.5:
+    if held is not None and opening > 0.8:
         # Let go: the block rests on the table or on the block below it.
         beneath = any(name != held and abs(other[0] - blocks[held][0]) < BLOCK for name, other in blocks.items())
         blocks[held][1] = TABLE - BLOCK - (2 * BLOCK if beneath else 0)
         return None
     for name, center in blocks.items():
         inside = abs(center[0] - x) < BLOCK and abs(center[1] - y) < BLOCK
-        if held is None and inside and 0.2 < opening < 0.35:
+        if held is None and inside and 0.5 < opening < 0.7:
             held = name
         elif held is None and opening < 0.1 and y > center[1] - BLOCK and abs(center[0] - x) < BLOCK + 4:
             center[0] = x + (BLOCK + 4) * (1 if center[0] > x else -1)
@@ -177,9 +181,8 @@ def draw(scene: Scene, blocks: dict[str, list[float]], tip: tuple[float, float, 
     image[:] = np.asarray(scene.wall) * np.linspace(1.04, 0.94, HEIGHT)[:, None, None]
     paint(image, TABLE - ROWS, scene.table)
     paint(image, np.abs(ROWS - TABLE - 1.5) - 1.5, shade(scene.table, 1.15))
-    for center_x, center_y in blocks.values():
+    for center_x, _ in blocks.values():
         paint(image, capsule(center_x - BLOCK, TABLE + 2, center_x + BLOCK, TABLE + 2, 1.5), shade(scene.table, 0.75))
-        del center_y
     for name, (center_x, center_y) in blocks.items():
         paint(image, box(center_x, center_y, BLOCK, BLOCK), shade(COLORS[name], 0.8))
         paint(image, box(center_x - 0.8, center_y - 0.8, BLOCK - 1.8, BLOCK - 1.8), COLORS[name])
@@ -194,7 +197,7 @@ def draw(scene: Scene, blocks: dict[str, list[float]], tip: tuple[float, float, 
     dark = shade(scene.arm, 0.55)
     paint(image, box(shoulder_x, TABLE - 4, 15, 4), (70, 74, 82))
     paint(image, box(shoulder_x, TABLE - 14, 8, 12), (92, 97, 106))
-    spread = 2.5 + 9 * opening
+    spread = 3 + 10 * opening
     for side in (-1, 1):
         finger = x + side * spread
         paint(image, capsule(x, wrist_y + 6, finger, wrist_y + 8, 2.0), (60, 63, 70))
@@ -223,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output_dir", type=Path, default=Path("assets/robot_arm"), help="folder for videos and metas")
     output = parser.parse_args().output_dir
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
     from PIL import Image
 
     from cosmos_predict.data.video_reader import write_video

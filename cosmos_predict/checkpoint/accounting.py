@@ -67,6 +67,8 @@ def require_match(found: Mapping[str, Shape], expected: Mapping[str, Shape], whe
 def not_a_dit(keys: Iterable[str]) -> str:
     """Return what a file that is no Cosmos network looks like, or "" when its keys say nothing."""
     keys = list(keys)
+    if keys and all(".lora_A." in key or ".lora_B." in key for key in keys):
+        return "LoRA adapters alone (give the base as the network and these as its adapters, --lora_path)"
     for pattern, what in _NOT_A_DIT.items():
         if any(re.search(pattern, key) for key in keys):
             return what

@@ -90,7 +90,7 @@ class Name(NamedTuple):
 
 def is_ignored(key: str) -> bool:
     """Return whether `key` is on the documented list of entries that no network needs."""
-    return _IGNORED.search(key) is not None
+    return _IGNORED.search(unwrap_key(key).name) is not None
 
 
 def unwrap_key(key: str) -> Name:

@@ -12,14 +12,15 @@ import torch
 from loguru import logger
 from torch import Tensor, nn
 
-from cosmos_predict.checkpoint.accounting import PATCH_WEIGHT, account, not_a_dit, require_match
+from cosmos_predict.checkpoint.accounting import PATCH_WEIGHT, require_match
 from cosmos_predict.checkpoint.dialects import detect_dialect, is_ignored, to_native, unwrap_key
-from cosmos_predict.checkpoint.metadata import config_beside
+from cosmos_predict.checkpoint.metadata import config_with_file
 from cosmos_predict.checkpoint.recognise import Recognised, recognise
 from cosmos_predict.errors import CheckpointError
 from cosmos_predict.io.tensors import TensorFile
 from cosmos_predict.networks.config import DiTConfig
 from cosmos_predict.networks.dit import DiT, build_dit
+from cosmos_predict.networks.lora import inject_lora
 from cosmos_predict.networks.patch import grow_patch_weight
 
 Source = TensorFile | Mapping[str, Tensor]
@@ -82,10 +83,10 @@ def load_network(
     with TensorFile(path) as file:
         selection = select_weights(file.keys(), ema=ema, where=path)
         shapes = {name: file.shape(key) for name, key in selection.network.items()}
-        if what := not_a_dit(shapes):
-            raise CheckpointError(f"{path}: not a Cosmos diffusion network: this is {what}")
         if config is None:
-            config = config_beside(file) or _recognised_config(recognise(shapes), path)
+            recognised = recognise({key: file.shape(key) for key in selection.network.values()}, path)
+            config = config_with_file(recognised, file.path, file.metadata, path)
+            _log(recognised, config, path)
         if dtype is None:
             key = selection.network.get(PATCH_WEIGHT)
             dtype = file.dtype(key) if key is not None else torch.bfloat16
@@ -170,12 +171,22 @@ def _control_names(config: DiTConfig) -> set[str]:
     return set(net.state_dict()) - set(plain.state_dict())
 
 
-def _recognised_config(recognised: Recognised, path: object) -> DiTConfig:
-    config = recognised.require_config(path)
+def _log(recognised: Recognised, config: DiTConfig, path: object) -> None:
     what = recognised.name or f"a {recognised.family} {recognised.size} {recognised.task} network"
-    assumed = f"; assumed: {'; '.join(recognised.assumed)}" if recognised.assumed else ""
-    logger.info("{}: {} in dialect {}{}", path, what, recognised.dialect, assumed)
-    return config
+    from_file = config != recognised.config
+    note = "configuration from the file" if from_file else "; ".join(f"assumed: {text}" for text in recognised.assumed)
+    logger.info("{}: {}, dialect {}{}", path, what, recognised.dialect, f"; {note}" if note else "")
+
+
+def _inject_lora(net: DiT, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Put adapters where a file in the published in-file form has them. It stores no alpha; published: alpha = rank."""
+    ranks: dict[tuple[str, int], list[str]] = {}
+    for name, shape in shapes.items():
+        if match := re.fullmatch(r"(.+)\.lora_A\.(\w+)\.weight", name):
+            ranks.setdefault((match[2], shape[0]), []).append(match[1])
+    for (adapter, rank), modules in ranks.items():
+        inject_lora(net, rank=rank, targets=modules, adapter=adapter)
+        logger.info("LoRA adapter {!r}: rank {} on {} layers, scale 1 (alpha = rank, as published)", adapter, rank, len(modules))
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from cosmos_predict.checkpoint.accounting import PATCH_WEIGHT, Shape, not_a_dit
 from cosmos_predict.checkpoint.dialects import is_ignored, to_native, unwrap_key
 from cosmos_predict.checkpoint.dialects import detect_dialect as detect
 from cosmos_predict.errors import CheckpointError
+from cosmos_predict.io.tensors import TensorFile
 from cosmos_predict.models.published import PUBLISHED
 from cosmos_predict.networks.config import DiTConfig
 from cosmos_predict.networks.dit import build_dit
@@ -62,11 +64,17 @@ class Recognised:
         return self.config
 
 
-def recognise(shapes: Mapping[str, Shape]) -> Recognised:
-    """Tell what network the tensors of a file (any published names, prefixes allowed) make up.
+def recognise(source: Mapping[str, Shape] | TensorFile | str | os.PathLike[str], where: object = None) -> Recognised:
+    """Tell what network the tensors of a file make up; `source` is the file or {key: shape}, any published names.
 
     Raises CheckpointError, saying what the file looks like instead, when they are not those of a Cosmos network.
     """
+    if isinstance(source, str | os.PathLike):
+        with TensorFile(source) as file:
+            return recognise(file)
+    if isinstance(source, TensorFile):
+        return recognise({key: source.shape(key) for key in source.keys()}, where or source.path)  # noqa: SIM118
+    shapes, where = source, where or "the file"
     dialect = detect(shapes) or "predict2"
     native: dict[str, Shape] = {}
     for key, shape in shapes.items():
@@ -76,8 +84,8 @@ def recognise(shapes: Mapping[str, Shape]) -> Recognised:
     try:
         fields, assumed = _fields(native)
     except KeyError as error:
-        what = not_a_dit(native) or f"it has no tensor {error}"
-        raise CheckpointError(f"not a Cosmos diffusion network: {what}; its keys begin with {sorted(shapes)[:3]}") from None
+        what = not_a_dit(shapes) or f"it has no tensor {error}"
+        raise CheckpointError(f"{where}: not a Cosmos diffusion network: {what}; its keys begin with {sorted(shapes)[:3]}") from None
     family = _family(fields, native, dialect)
     found = (fields["num_blocks"], {n: s for n, s in native.items() if not n.startswith("blocks.") or n.startswith("blocks.0.")})
     for name, published in PUBLISHED.items():

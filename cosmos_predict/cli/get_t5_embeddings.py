@@ -6,6 +6,7 @@ Reads `DATASET/metas/*.txt` and writes `DATASET/t5_xxl/<name>.pickle`, as the pu
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -61,7 +62,7 @@ def embed_dataset(args: argparse.Namespace) -> int:
     )
     failed |= report.failed
     for path, reason in sorted(failed.items()):
-        print(f"failed: {path}: {reason}")
+        print(f"failed: {path}: {reason}", file=sys.stderr)
     if report.full:
         print(f"{report.full} captions fill all {args.max_length} tokens; what they say beyond is cut")
     print(

@@ -76,6 +76,7 @@ class GivenFrames:
     keep: Tensor | None = None
     augment_sigma: Tensor | None = None
     augment_noise: Tensor | None = None
+    release: bool = False
 
     def kept(self, like: Tensor) -> Tensor:
         """Return `keep` as `(B, 1, 1, 1, 1)`, ones where nothing was dropped."""
@@ -120,7 +121,7 @@ class FrameAugment:
 
     on_drop: what a dropped sample's region holds, `zero` or `noise` (the noised state). normalize_latent: standardise the
     given latent per (b, c, t) first. condition_on_augment_sigma: tell the network sigma_a. The mask channel is zero where
-    conditioning was dropped. Where sigma_a >= sigma the region is denoised like the rest (sampling).
+    conditioning was dropped.
     """
 
     on_drop: str = "zero"
@@ -139,7 +140,7 @@ class FrameAugment:
         noisy = latent if frames.augment_noise is None else latent + _wide(augment_sigma) * frames.augment_noise.to(x)
         given = noisy * _wide(parameterization.scaling(augment_sigma).c_in / scaling.c_in)
         given = keep * given + (1 - keep) * (x if self.on_drop == "noise" else torch.zeros_like(x))
-        region = mask * _wide((augment_sigma < sigma).to(x))
+        region = mask * _wide((augment_sigma < sigma).to(x)) if frames.release else mask
         state = region * given + (1 - region) * x
         return Composed(_wide(scaling.c_in) * state, scaling.c_noise, mask * keep, state, region)
 

@@ -2,7 +2,8 @@
 
 Conventions: OpenCV camera axes (x right, y down, z forward); a pose is a 3x4 matrix [R | t] that maps a point p of its
 source frame to R p + t; `world2cam` maps world to camera, `cam2world` is its inverse. Pixel (row i, column j) has its
-centre at (j + 0.5, i + 0.5). A Pluecker ray is six numbers: moment o x d, then the unit direction d, o the camera centre.
+centre at (j + 0.5, i + 0.5). A Pluecker ray is six numbers: the moment o x d, then the unit direction d, with o the
+camera centre.
 
 Everything is computed in at least float32: in bfloat16, pixel centres above 256 would lose their half.
 """
@@ -55,12 +56,12 @@ def compose_poses(outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
 
 
 def relative_to_first(world2cam: torch.Tensor) -> torch.Tensor:
-    """Express world-to-camera poses (N, 3|4, 4) in the first camera: pose_k o pose_0^-1, (N, 3, 4); the first becomes the identity."""
+    """Express world-to-camera poses (N, 3|4, 4) in the first camera: pose_k o pose_0^-1 (N, 3, 4)."""
     return compose_poses(world2cam, invert_pose(world2cam[:1]))
 
 
 def normalize_translations(translation: torch.Tensor) -> torch.Tensor:
-    """Divide translations (N, 3) by their largest pairwise distance; those of a static camera are returned unchanged."""
+    """Divide translations (N, 3) by their largest pairwise distance; those of a static camera are left unchanged."""
     translation = _full_precision(translation)
     # The direct differences: the default of cdist loses digits when poses are far from the origin.
     largest = torch.cdist(translation, translation, compute_mode="donot_use_mm_for_euclid_dist").max()
@@ -146,8 +147,8 @@ def latent_plucker_map(
         raise DataError(f"padded size {padded_h:g}x{padded_w:g} (H x W) is not a multiple of {rows}x{columns}")
     if float(intrinsics.abs().max()) > 50:
         raise DataError(
-            f"intrinsics up to {float(intrinsics.abs().max()):g} look like pixels; this function takes fractions of the "
-            "image: divide fx and cx by its width, fy and cy by its height"
+            f"intrinsics up to {float(intrinsics.abs().max()):g} look like pixels; this function takes fractions of "
+            "the image: divide fx and cx by its width, fy and cy by its height"
         )
     grid = pixel_intrinsics(intrinsics, resized_w / columns, resized_h / rows)
     rays = plucker_rays(invert_pose(world2cam), grid, int(padded_h) // rows, int(padded_w) // columns)
@@ -173,6 +174,4 @@ def fold_rays(rays: torch.Tensor, patch: int = 16) -> torch.Tensor:
     if height % patch or width % patch:
         raise DataError(f"a {height}x{width} ray map does not fold into patches of {patch}: both must be multiples")
     folded = rays.reshape(count, height // patch, patch, width // patch, patch, channels)
-    return folded.permute(0, 1, 3, 2, 4, 5).reshape(
-        count, height // patch, width // patch, patch * patch * channels
-    )
+    return folded.permute(0, 1, 3, 2, 4, 5).reshape(count, height // patch, width // patch, patch * patch * channels)

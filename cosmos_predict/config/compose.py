@@ -113,8 +113,10 @@ def _apply_debug(tree: Tree, report: list[str]) -> Tree:
 
 def _resolve(tree: Tree) -> Tree:
     """Replace every interpolation by its value. ConfigError where one cannot be, or where a `???` is left."""
+    full = config_tree(Config())  # fields that were removed are back at their defaults
+    merge(full, tree)
     try:
-        config = lazy_dict(tree)
+        config = lazy_dict(full)
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
         key = f"config key {error.full_key}: " if error.full_key else ""
@@ -129,6 +131,6 @@ def _now(pattern: str) -> str:
     return datetime.datetime.now().strftime(pattern)
 
 
-OmegaConf.register_new_resolver("add", lambda *terms: sum(terms), replace=True)
-OmegaConf.register_new_resolver("subtract", lambda first, *rest: first - sum(rest), replace=True)
-OmegaConf.register_new_resolver("now", _now, use_cache=True, replace=True)
+OmegaConf.register_resolver("add", lambda *terms: sum(terms), replace=True)
+OmegaConf.register_resolver("subtract", lambda first, *rest: first - sum(rest), replace=True)
+OmegaConf.register_resolver("now", _now, use_cache=True, replace=True)

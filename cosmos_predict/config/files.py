@@ -100,7 +100,7 @@ def _check_target(name: Any, key: str, path: Path, allow: Sequence[str]) -> None
         "that you trust defines: --allow PACKAGE"
     )
     parts = name.replace(":", ".").split(".") if isinstance(name, str) else []
-    roots = [root for root in (PACKAGE, *allow) if parts[: len(root.split("."))] == root.split(".")]
+    roots = [root for root in (PACKAGE, *allow) if is_inside(".".join(parts[:-1]), root)]
     if not roots or not all(part.isidentifier() and not part.startswith("__") for part in parts):
         raise UnsafeFileError(f"{where} is refused: {way_out}")
     try:
@@ -128,7 +128,7 @@ def _plain(value: Any, key: str, strict: bool) -> Any:
     if value is None or type(value) in (bool, int, float) or (type(value) is str and "${" not in value):
         return value
     if not strict:
-        return str(value).replace("${", "$ {")
+        return str(value)
     hint = "LazyCall builds it from plain values" if not isinstance(value, str) else "'${' is OmegaConf's interpolation"
     raise ConfigError(f"{key}={value!r} cannot be written to a config file ({type(value).__name__}): {hint}")
 

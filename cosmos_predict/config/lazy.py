@@ -61,9 +61,8 @@ class LazyCall:
             check_keywords(self.target, keywords)
             parameters = _parameters(self.target) or {}
             defaults = {name: p.default for name, p in parameters.items() if _is_plain(p.default)}
-        # OmegaConf would take a dataclass or attrs class for a typed node: such a target goes by its name
-        typed = is_dataclass(self.target) or hasattr(self.target, "__attrs_attrs__")
-        return lazy_dict({**defaults, **keywords, TARGET: dotted_name(self.target) if typed else self.target})
+        target = dotted_name(self.target) if _is_node_type(self.target) else self.target
+        return lazy_dict({**defaults, **keywords, TARGET: target})
 
 
 def instantiate(config: Any, /, *args: Any, **keywords: Any) -> Any:
@@ -143,6 +142,12 @@ def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter] |
         return inspect.signature(target).parameters
     except (TypeError, ValueError):  # some builtins have no signature
         return None
+
+
+def _is_node_type(target: Any) -> bool:
+    """Whether OmegaConf would take the class for a node of a tree (typed, dict, list) and not keep it as a value."""
+    typed = is_dataclass(target) or hasattr(target, "__attrs_attrs__")
+    return isinstance(target, type) and (typed or issubclass(target, (dict, list, tuple)))
 
 
 def _is_plain(value: Any) -> bool:

@@ -50,6 +50,8 @@ def locate(name: str, within: str | None = None) -> Any:
     """
     if within is not None and not is_inside(name.replace(":", "."), within):
         raise UnsafeFileError(f"{name!r} is outside {within}")
+    if not all(part.isidentifier() for part in name.replace(":", ".").split(".")):
+        raise ConfigError(f"{name!r} is no name of an object: expected package.module.Name")
     parts = name.split(".")
     splits = [(".".join(parts[:i]), ".".join(parts[i:])) for i in range(len(parts) - 1, 0, -1)]
     if ":" in name:
@@ -63,7 +65,8 @@ def locate(name: str, within: str | None = None) -> Any:
             raise
         for part in qualname.split("."):
             if not hasattr(found, part):
-                raise ConfigError(f"{describe(found)} has no {part!r} ({name!r}): {did_you_mean(part, vars(found))}")
+                hint = did_you_mean(part, [known for known in dir(found) if not known.startswith("_")])
+                raise ConfigError(f"{describe(found)} has no {part!r} ({name!r}): {hint}")
             found = getattr(found, part)
             if within is not None and isinstance(found, ModuleType):
                 raise UnsafeFileError(f"{name!r} reaches the module {found.__name__!r} through an attribute")

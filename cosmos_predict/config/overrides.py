@@ -7,6 +7,7 @@ order of the leaves; `compose` applies the kinds in their fixed order, whatever 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from types import NoneType
 from typing import Any, Literal
 
 import attrs
@@ -133,6 +134,8 @@ def apply_leaf(tree: Tree, leaf: Leaf, groups: Collection[str] = ()) -> None:
 def _checked(tree: Tree, old: Any, leaf: Leaf, groups: Collection[str]) -> Any:
     """The new value, after a check against the schema's type, or else against the kind of the present value."""
     kind, new = field_type(leaf.key), leaf.value
+    if isinstance(new, str) and "${" in new:
+        return new  # checked once it is resolved
     if isinstance(new, dict) and isinstance(old, dict):
         if not new:
             raise ConfigError(f"{leaf.key}={{}} would change nothing: remove the key with ~{leaf.key}")
@@ -151,7 +154,7 @@ def _checked(tree: Tree, old: Any, leaf: Leaf, groups: Collection[str]) -> Any:
         or (isinstance(old, bool) and not isinstance(new, (bool, NoneType)) and "true or false")
         or (number and isinstance(new, (bool, str, list)) and "a number")
     )
-    if wrong and not (isinstance(new, str) and "${" in new):
+    if wrong:
         raise ConfigError(f"{leaf.key}={leaf.text if leaf.text is not None else new}: expected {wrong}, as {old!r} is")
     return new
 
@@ -192,6 +195,3 @@ def _none_inside(value: Any) -> Any:
     if isinstance(value, list):
         return [_none_inside(item) for item in value]
     return None if value == "None" else value
-
-
-NoneType = type(None)

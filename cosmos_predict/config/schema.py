@@ -70,6 +70,7 @@ class TrainerConfig(Freezable):
     grad_accum_iter: int = 1
     global_batch_size: int | None = None  # samples per update over all ranks; None: what accumulation and ranks give
     seed: int = 0
+    clip_norm: float = 1.0  # largest global gradient norm; inf only measures
     logging_iter: int = 10
     run_validation: bool = False
     validation_iter: int = 500
@@ -189,7 +190,7 @@ def field_type(key: str) -> Any:
 def convert(value: Any, kind: Any, key: str) -> Any:
     """`value` as the field type `kind`: whole floats serve as int, ints as float. ConfigError otherwise."""
     options: tuple[Any, ...] = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    if attrs.has(options[0]):
+    if isinstance(options[0], type) and issubclass(options[0], Freezable):
         return from_tree(options[0], value, key + ".")
     if value is None and NoneType in options:
         return None
@@ -198,11 +199,19 @@ def convert(value: Any, kind: Any, key: str) -> Any:
         return lazy_dict(value)
     if base is LazyDict and value is None:
         return lazy_dict({})
-    if base is list and isinstance(value, (list, tuple)) and all(isinstance(v, get_args(kind)) for v in value):
+    if base is list and isinstance(value, (list, tuple)) and all(isinstance(v, get_args(options[0])) for v in value):
         return list(value)
     if base is int and (type(value) is int or (type(value) is float and value.is_integer())):
         return int(value)
+    if base is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
     if base in (bool, str) and isinstance(value, base):
         return value
-    expected = {LazyDict: "a mapping", list: "a list of names", int: "a whole number", bool: "true or false"}
+    expected = {
+        LazyDict: "a mapping",
+        list: "a list of names",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+    }
     raise ConfigError(f"{key}={value!r}: expected {expected.get(base, 'text')}, got {type(value).__name__}")

@@ -5,9 +5,11 @@ Composition works on this form (merge, look up, list keys); `lazy.lazy_dict` tur
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import attrs
 from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 
 from cosmos_predict.config.names import dotted_name
@@ -16,7 +18,7 @@ Tree = dict[Any, Any]
 
 
 def to_tree(value: Any) -> Any:
-    """Copy `value` into plain dicts, lists and leaves. Interpolations stay text; a structured node (dataclass, attrs)
+    """Copy `value` into plain dicts, lists and leaves. Interpolations stay text; a dataclass or attrs object
     becomes a mapping with its class as `_target_`, so that `instantiate` still builds the object."""
     if isinstance(value, (DictConfig, ListConfig)):
         structured = OmegaConf.get_type(value)
@@ -29,7 +31,13 @@ def to_tree(value: Any) -> Any:
         return {key: to_tree(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_tree(item) for item in value]
-    return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: field.name for field in dataclasses.fields(value) if field.init}
+    elif attrs.has(type(value)):
+        fields = {field.alias or field.name: field.name for field in attrs.fields(type(value)) if field.init}
+    else:
+        return value
+    return {"_target_": dotted_name(type(value)), **{key: to_tree(getattr(value, fields[key])) for key in fields}}
 
 
 def merge(base: Tree, over: Mapping[Any, Any]) -> None:

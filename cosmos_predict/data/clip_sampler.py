@@ -28,7 +28,9 @@ def last_start(total_frames: int, num_frames: int, interval: int = 1) -> int:
     return total_frames - length
 
 
-def sample_window(total_frames: int, num_frames: int, *, seed: int, sample_number: int, interval: int = 1) -> np.ndarray:
+def sample_window(
+    total_frames: int, num_frames: int, *, seed: int, sample_number: int, interval: int = 1
+) -> np.ndarray:
     """Draw a window's frame ids (num_frames,) int64, its start uniform over 0 .. last start, both included."""
     last = last_start(total_frames, num_frames, interval)
     start = int(numpy_generator(seed, sample_number, "window").integers(0, last + 1))
@@ -89,5 +91,7 @@ def enumerate_windows(total_frames: int, num_frames: int, *, interval: int = 1, 
     """
     if start_interval < 1:
         raise DataError(f"start_interval must be at least 1, got {start_interval}")
-    starts = np.arange(0, max(total_frames - window_length(num_frames, interval) + 1, 0), start_interval, dtype=np.int64)
+    starts = np.arange(
+        0, max(total_frames - window_length(num_frames, interval) + 1, 0), start_interval, dtype=np.int64
+    )
     return starts[:, None] + interval * np.arange(num_frames, dtype=np.int64)

@@ -55,14 +55,18 @@ def ego_track(
             f"an ego track needs N >= 2 times (N,), positions (N, 3), quaternions (N, 4); got {times.shape}, "
             f"{xyz.shape}, {quat.shape}"
         )
-    gaps = np.diff(times) * 1e-6
+    gaps = np.diff(times)  # whole microseconds: exact at the limits
     if gaps.min() <= 0:
-        raise DataError(f"ego track times must increase: row {int(gaps.argmin()) + 1} is {gaps.min():g} s after its predecessor")
-    if gaps.max() >= max_gap:
-        raise DataError(f"ego track has a gap of {gaps.max():g} s before row {int(gaps.argmax()) + 1}; below {max_gap:g} s is needed")
-    span = (times[-1] - times[0]) * 1e-6
-    if span < min_span:
-        raise DataError(f"ego track covers {span:g} s; at least {min_span:g} s are needed")
+        row = int(gaps.argmin()) + 1
+        raise DataError(f"ego track times must increase: row {row} is {gaps.min() / 1e6:g} s after its predecessor")
+    if gaps.max() >= round(max_gap * 1e6):
+        row = int(gaps.argmax()) + 1
+        raise DataError(
+            f"ego track has a gap of {gaps.max() / 1e6:g} s before row {row}; below {max_gap:g} s is needed"
+        )
+    span = times[-1] - times[0]
+    if span < round(min_span * 1e6):
+        raise DataError(f"ego track covers {span / 1e6:g} s; at least {min_span:g} s are needed")
     norm = np.linalg.norm(quat, axis=1)
     if np.abs(norm - 1).max() > 1e-3:
         row = int(np.abs(norm - 1).argmax())
@@ -112,7 +116,7 @@ def future_poses(
     time_step: float = 0.1,
     num_history_steps: int = 15,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the future of the vehicle in its own frame at t0: positions (..., K, 3) in metres and rotations (..., K, 3, 3).
+    """Return the vehicle's future in its own frame at t0: positions (..., K, 3) in metres, rotations (..., K, 3, 3).
 
     p_k = R0^T (x(t0 + k dt) - x(t0)) and R0^T R_k for k = 1 .. K, dt = `time_step` seconds, K = `num_steps`.
 
@@ -122,7 +126,7 @@ def future_poses(
         num_history_steps: steps up to t0 that the track must cover too (published samples are rejected without them).
 
     Raises:
-        DataError: a track that does not cover a reference time with its history and future; the message says by how much.
+        DataError: a track that does not cover a reference time with its history and future; the message has both spans.
     """
     t0 = np.asarray(t0_us, dtype=np.int64)
     step_us = round(time_step * 1e6)

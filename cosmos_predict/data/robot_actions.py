@@ -59,7 +59,7 @@ def euler_to_matrix(rpy: np.ndarray) -> np.ndarray:
 
 
 def matrix_to_euler(rotation: np.ndarray) -> np.ndarray:
-    """Return roll, pitch, yaw (..., 3) in (-pi, pi] of rotation matrices (..., 3, 3), float64; the inverse of `euler_to_matrix`.
+    """Return roll, pitch, yaw (..., 3) in (-pi, pi] of rotation matrices (..., 3, 3): the inverse of `euler_to_matrix`.
 
     At the gimbal lock (pitch = +-pi/2) only roll -+ yaw is determined; yaw is then 0.
 
@@ -162,9 +162,7 @@ def episode_actions(
     else:
         gripper = _rows(annotation, "action", ids[:-1])[:, 6]
     if convention.pose == "state":
-        return relative_actions(
-            _column(annotation, "state"), gripper, ids, rebase_every=rebase_every, scale=scale
-        )
+        return relative_actions(_column(annotation, "state"), gripper, ids, rebase_every=rebase_every, scale=scale)
     if np.any(np.diff(ids) != 1) or rebase_every != 1:
         raise DataError(
             "the recorded actions are step to step: use consecutive frames and rebase_every=1, or a convention that "

@@ -5,7 +5,7 @@
     <dataset_dir>/t5_xxl/<name>.safetensors    text embedding (n, 1024); .pickle and .pkl are read too
 
 The folder is checked when the dataset is made: what is unusable is skipped and reported by name. A clip that fails
-later is replaced by another one that (seed, sample number) decide, named in the log, counted, and too many are an error.
+later is replaced by one that (seed, sample number) decide, named in the log and counted; too many are an error.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class FolderReport:
     skipped: tuple[tuple[str, str], ...]
 
     def __str__(self) -> str:
-        text = f"{self.folder}: {self.usable} of {self.found} clips usable, {self.frames} frames, {self.hours:.3f} hours"
+        text = (
+            f"{self.folder}: {self.usable} of {self.found} clips usable, {self.frames} frames, {self.hours:.3f} hours"
+        )
         return f"{text}; skipped: {_listing(self.skipped)}" if self.skipped else text
 
 
@@ -69,10 +71,10 @@ class FolderReport:
 class VideoFolderDataset(Dataset[dict[str, Any]]):
     """Clips of a folder; `dataset[n]` is global sample n (any n >= 0), `len(dataset)` the number of usable clips.
 
-    A sample holds `video` uint8 (3, T, H, W); `t5_text_embeddings` float32 (512, 1024), zero padded; `t5_text_mask` int64
-    (512,), 1 = real token; `fps`, the clip's frames per second as sampled; `num_frames` T; `image_size` int64 (4,) = H
-    padded, W padded, H resized, W resized; `padding_mask` float32 (1, H, W), 1 = padded; `video_name`, a dict of the files
-    and the first frame; `sample_number` int64.
+    A sample holds `video` uint8 (3, T, H, W); `t5_text_embeddings` float32 (512, 1024), zero padded; `t5_text_mask`
+    int64 (512,), 1 = real token; `fps`, the clip's frames per second as sampled; `num_frames` T; `image_size` int64
+    (4,) = H padded, W padded, H resized, W resized; `padding_mask` float32 (1, H, W), 1 = padded; `video_name`, a dict
+    of the files and the first frame; `sample_number` int64.
 
     Args:
         dataset_dir: the folder.
@@ -127,7 +129,7 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         return len(self.clips)
 
     def __getitem__(self, sample_number: int) -> dict[str, Any]:
-        """Return global sample `sample_number`; raises DataError where the clip fails and `strict`, or too many fail."""
+        """Return global sample `sample_number`; raises DataError where a clip fails and `strict`, or too many do."""
         item = item_index(sample_number, len(self), self.seed, shuffle=self.shuffle)
         for candidate in itertools.chain([item], self._replacements(item, sample_number)):
             try:
@@ -137,8 +139,7 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
                     raise
                 self._note_failure(candidate, error)
         raise DataError(
-            f"{self.dataset_dir}: sample {sample_number} and its replacements cannot be read: "
-            f"{_listing((self.clips[bad].video.name, reason) for bad, reason in self.bad.items())}"
+            f"{self.dataset_dir}: sample {sample_number} and its replacements cannot be read: {self._bad_listing()}"
         )
 
     def frame_ids(self, clip: Clip, sample_number: int) -> np.ndarray:
@@ -185,18 +186,25 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         if item in self.bad:
             return
         self.bad[item] = str(error)
-        logger.warning("{}: replaced by another clip ({} failed so far): {}", self.clips[item].video, len(self.bad), error)
+        logger.warning(
+            "{}: replaced by another clip ({} failed so far): {}", self.clips[item].video, len(self.bad), error
+        )
         if len(self.bad) > max(1.0, self.max_bad_share * len(self)):
             raise DataError(
                 f"{self.dataset_dir}: {len(self.bad)} of {len(self)} clips cannot be read, more than max_bad_share="
-                f"{self.max_bad_share:g}: {_listing((self.clips[bad].video.name, why) for bad, why in self.bad.items())}"
+                f"{self.max_bad_share:g}: {self._bad_listing()}"
             )
+
+    def _bad_listing(self) -> str:
+        return _listing((self.clips[item].video.name, reason) for item, reason in self.bad.items())
 
     def _scan(self) -> tuple[list[Clip], FolderReport]:
         folder = self.dataset_dir
         videos_dir, text_dir = folder / "videos", folder / "t5_xxl"
         if not videos_dir.is_dir():
-            raise DataError(f"{videos_dir}: no such folder; a dataset is DIR/videos/*.mp4, DIR/metas/*.txt, DIR/t5_xxl/*")
+            raise DataError(
+                f"{videos_dir}: no such folder; a dataset is DIR/videos/*.mp4, DIR/metas/*.txt, DIR/t5_xxl/*"
+            )
         videos = sorted(path for path in videos_dir.iterdir() if video_reader.is_video(path))
         if not videos:
             raise DataError(f"{videos_dir}: no video in it ({', '.join(video_reader.VIDEO_SUFFIXES)})")
@@ -237,7 +245,7 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
 
 
 def load_text(path: str | Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read an embedding file: embeddings (512, 1024) float32, zero padded or cut, and mask (512,) int64, 1 = real token.
+    """Read an embedding file: embeddings (512, 1024) float32, zero padded or cut; mask (512,) int64, 1 = real token.
 
     Raises what `cosmos_predict.io.embeddings.read_embedding` raises.
     """

@@ -82,7 +82,9 @@ def read_frames(path: PathLike, indices: Sequence[int] | np.ndarray, *, backend:
     count = probe(path).frames
     outside = wanted[(wanted < 0) | (wanted >= count)]
     if outside.size:
-        raise DataError(f"{path}: frame {int(outside[0])} is outside the clip, which has {count} frames (0..{count - 1})")
+        raise DataError(
+            f"{path}: frame {int(outside[0])} is outside the clip, which has {count} frames (0..{count - 1})"
+        )
     unique, inverse = np.unique(wanted, return_inverse=True)
     frames = _decode(str(path), unique.astype(np.int64), backend)
     return frames if len(unique) == len(wanted) and bool((unique == wanted).all()) else frames[inverse]
@@ -137,7 +139,7 @@ def write_video(path: PathLike, frames: np.ndarray, fps: float, quality: float =
     odd = bool(frames.shape[1] % 2 or frames.shape[2] % 2)
     with atomic_path(path) as temporary:
         try:
-            with imageio.get_writer(
+            writer: Any = imageio.get_writer(
                 str(temporary),
                 format="FFMPEG",  # type: ignore[arg-type]
                 mode="I",
@@ -148,7 +150,8 @@ def write_video(path: PathLike, frames: np.ndarray, fps: float, quality: float =
                 pixelformat="yuv444p" if odd else "yuv420p",
                 output_params=["-f", "mp4", "-movflags", "+faststart"],
                 ffmpeg_log_level="error",
-            ) as writer:
+            )
+            with writer:
                 for frame in frames:
                     writer.append_data(np.ascontiguousarray(frame))
         except (OSError, RuntimeError, ValueError) as error:
@@ -225,7 +228,7 @@ def _quarter_turns(container: Any) -> int:
         for frame in container.decode(video=0):
             return int(frame.rotation) // 90 % 4
     except av.FFmpegError as error:
-        raise DataError(f"{container.name}: the first frame does not decode ({error.strerror})") from error
+        raise DataError(f"{container.name}: the first frame does not decode; damaged? ({error.strerror})") from error
     raise DataError(f"{container.name}: no frame decodes")
 
 
@@ -329,7 +332,9 @@ def _import(name: str, hint: str) -> Any:
     try:
         return importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:  # torchcodec raises RuntimeError without ffmpeg's libraries
-        raise MissingDependencyError(f"video backend {name.split('.')[0]!r} is not usable here ({_last_line(error)}): {hint}") from error
+        raise MissingDependencyError(
+            f"video backend {name.split('.')[0]!r} is not usable here ({_last_line(error)}): {hint}"
+        ) from error
 
 
 def _last_line(error: BaseException) -> str:

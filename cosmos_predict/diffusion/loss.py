@@ -42,9 +42,10 @@ def weighted_mse(
         l = e * exp(-u) + u      with it: a Gaussian likelihood whose variance is learnt per noise level
                                  (Kendall & Gal 2017; Karras et al. 2023, equation 21)
 
-    reduce: "mean" over all elements; "sum" over a sample's elements, then mean over the batch (Predict1); "sum_channels"
-    over channels, then mean over the rest (Predict2's "sum"). Given frames that the caller put back into `prediction`
-    contribute nothing but stay in the mean's denominator, as published. scale: factor on `loss` (Predict2: 10).
+    reduce: "mean" over all elements; "sum" over a sample's elements, then mean over the batch (Predict1); or
+    "sum_channels" over channels, then mean over the rest (Predict2's "sum"). Given frames that the caller put back into
+    `prediction` contribute nothing but stay in the mean's denominator, as published. scale: factor on `loss` (Predict2:
+    10). Raises ValueError for shapes that differ, ConfigError for an unknown `reduce`.
     """
     if x0.shape != prediction.shape or x0.ndim != 5:
         raise ValueError(

@@ -44,7 +44,8 @@ class LogNormal:
         _require_ratio(self.high_sigma_ratio)
         if not (self.p_std >= 0 and self.multiplier > 0):
             raise ConfigError(
-                f"LogNormal has p_std {self.p_std} and multiplier {self.multiplier}; expected p_std >= 0, multiplier > 0"
+                f"LogNormal has p_std {self.p_std} and multiplier {self.multiplier}; "
+                "expected p_std >= 0 and multiplier > 0"
             )
         if not 0 < self.high_sigma_min <= self.high_sigma_max:
             raise ConfigError(
@@ -102,11 +103,11 @@ class ShiftedLogitNormal:
 
     def sample(self, u: Tensor, mask_u: Tensor | None = None, high_u: Tensor | None = None) -> Tensor:
         """Return sigmas, float32 of u's shape, from uniforms in (0, 1); see the module's text for the three."""
-        table = self.flow_times()
+        table = self.flow_times().to(u.device)
         t = table[_index(torch.sigmoid(normal_quantile(u)), self.num_timesteps)]
         if self.high_sigma_ratio > 0:
             mask_u, high_u = _require_high_draws(mask_u, high_u, self.high_sigma_ratio)
-            high = table[self._high_entries()]
+            high = table[self._high_entries().to(u.device)]
             t = torch.where(mask_u < self.high_sigma_ratio, high[_index(high_u, len(high))], t)
         return sigma_of_flow_time(t).float()
 

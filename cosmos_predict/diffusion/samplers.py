@@ -75,7 +75,8 @@ class Churn:
     """Noise put back before each step (Karras et al. 2022, algorithm 2); s_churn = 0 is none.
 
     A step at sigma in [s_t_min, s_t_max] first raises it to sigma * (1 + min(s_churn / steps, sqrt(2) - 1)), with fresh
-    noise of standard deviation s_noise from `generator`.
+    noise of standard deviation s_noise from `generator`. For one-step solvers: "2ab" extrapolates through predictions
+    that then differ by the fresh noise, which widens the distribution (by half at s_churn 20 in 40 steps).
     """
 
     s_churn: float
@@ -141,9 +142,9 @@ def sample_res(
     2mid       a second prediction at the geometric middle sqrt(s t)
     2heun_edm  Euler to t, then again with the mean of the predictions at s and t
 
-    sigmas: `karras_sigmas(solver_intervals(solver, steps), ...)`; a single value runs no step. final_denoise: the result
-    is one more prediction at the last sigma (as published), else the state there. state_dtype: the dtype that the state
-    keeps between steps (Cosmos-1.0: float64), x's own when None; `denoise` and `on_step` always see x's dtype.
+    sigmas: `karras_sigmas(solver_intervals(solver, steps), ...)`; a single value runs no step. final_denoise: the
+    result is one more prediction at the last sigma (as published), else the state there. state_dtype: what the state
+    keeps between steps (Cosmos-1.0: float64), x's dtype when None; `denoise` and `on_step` always see x's dtype.
     Raises ConfigError for an unknown solver or a schedule that does not descend.
     """
     if solver not in RES_SOLVERS:
@@ -238,12 +239,12 @@ def _euler(x: Tensor, x0: Tensor, s: float, t: float) -> Tensor:
 def _two_term(x: Tensor, x0: Tensor, s: float, t: float, p: float, x0_p: Tensor) -> Tensor:
     """Step from s to t with x0(u) linear through x0 at s and x0_p at p (exponential integrator of order 2).
 
-    exp(-h) x + h (b1 x0 + b2 x0_p), with phi1(z) = (e^z - 1) / z and phi2(z) = (phi1(z) - 1) / z at z = -h, b2 = phi2 / c,
-    b1 = phi1 - b2, c = (u_p - u_s) / h.
+    exp(-h) x + h (b1 x0 + b2 x0_p), with b2 = phi2 / c, b1 = phi1 - b2, c = (u_p - u_s) / h, and at z = -h
+    phi1(z) = (e^z - 1) / z, phi2(z) = (phi1(z) - 1) / z.
     """
     h = math.log(s / t)
     c = math.log(s / p) / h
-    if abs(c * h) < 1e-6:  # churn may put s back onto p: no line through one point
+    if abs(c * h) < 1e-6:  # churn may lift s onto p: no line through one point
         return _euler(x, x0, s, t)
     phi1 = -math.expm1(-h) / h
     phi2 = (1 - phi1) / h
@@ -286,7 +287,12 @@ def _evaluator(denoise: Denoise, x: Tensor) -> Callable[[Tensor, float], Tensor]
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"the sampler's state is {x.dtype}; expected float32 or float64 (denoise may compute in less)")
     dtype = x.dtype
-    return lambda state, sigma: denoise(state.to(dtype), torch.tensor(sigma, dtype=dtype, device=state.device)).double()
+
+    def evaluate(state: Tensor, sigma: float) -> Tensor:
+        state = state.to(dtype)
+        return denoise(state, _scalar(sigma, state)).double()
+
+    return evaluate
 
 
 def _scalar(sigma: float, x: Tensor) -> Tensor:
@@ -295,10 +301,11 @@ def _scalar(sigma: float, x: Tensor) -> Tensor:
 
 def _levels(sigmas: Iterable[float] | Tensor, fewest: int) -> list[float]:
     levels = [float(sigma) for sigma in sigmas]
-    descending = all(s > t for s, t in pairwise(levels))
-    if len(levels) < fewest or not descending or not 0 <= levels[-1] or not levels[0] < math.inf or levels[0] == 0:
+    usable = len(levels) >= fewest and all(s > t for s, t in pairwise(levels))
+    if not usable or not 0 < levels[0] < math.inf or not levels[-1] >= 0:
         raise ConfigError(
-            f"sigmas are {levels}; expected at least {fewest} finite values, strictly descending, only the last may be 0"
+            f"sigmas are {levels}; expected at least {fewest} finite values, strictly descending, "
+            "of which only the last may be 0"
         )
     return levels
 

@@ -26,7 +26,7 @@ def karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: float
 
 
 def euler_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
-    """Return the schedule of Predict1's EDM Euler sampler: num_steps Karras values from sigma_max to sigma_min, then 0."""
+    """Return Predict1's EDM Euler schedule: num_steps Karras values from sigma_max to sigma_min, then 0."""
     _require_steps(num_steps)
     return append_zero(_karras(num_steps, sigma_min, sigma_max, rho))
 
@@ -60,7 +60,7 @@ def sdedit_start(num_steps: int, strength: float) -> int:
     """Return the index of the first step of SDEdit (Meng et al. 2021): int(num_steps * (1 - strength)), cut towards 0.
 
     The sampler then starts at x0 + sigmas[index] * noise and runs over sigmas[index:]. strength 1 runs every step.
-    strength 0 gives num_steps: no step is left, one sigma remains, and a RES sampler only cleans the input at sigma_min.
+    strength 0 gives num_steps: one sigma and no step remain, and a RES sampler only cleans the input at sigma_min.
     Raises ConfigError for a strength outside [0, 1].
     """
     _require_steps(num_steps)

@@ -56,13 +56,14 @@ class Conditioning:
             if isinstance(first, Tensor) and first.ndim > 0:
                 return torch.cat(list(values))
             if isinstance(first, GivenFrames):
-                return GivenFrames(*(join(v) for v in zip(*(dataclasses.astuple(f) for f in values), strict=True)))
+                names = [field.name for field in dataclasses.fields(GivenFrames)]
+                return GivenFrames(**{name: join([getattr(value, name) for value in values]) for name in names})
+            if isinstance(first, dict):
+                return {key: join([value[key] for value in values]) for key in first}
             return first
 
-        fields = {
-            f.name: join([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(Conditioning) if f.name != "signals"
-        }
-        return Conditioning(**fields, signals={key: join([part.signals[key] for part in parts]) for key in parts[0].signals})
+        names = [field.name for field in dataclasses.fields(Conditioning)]
+        return Conditioning(**{name: join([getattr(part, name) for part in parts]) for name in names})
 
 
 def keep_draws(seed: int, sample_numbers: Sequence[int], probability: float, purpose: str) -> Tensor:

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable
 
+from cosmos_predict.config.lazy import LazyCall, LazyDict
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.networks.config import DiTConfig
 
@@ -116,3 +117,18 @@ def published_config(name: str) -> DiTConfig:
         near = difflib.get_close_matches(name, PUBLISHED, n=3, cutoff=0.3)
         raise ConfigError(f"unknown model {name!r}; nearest: {', '.join(near) or 'none'}; all: {', '.join(PUBLISHED)}")
     return PUBLISHED[name].config()
+
+
+def published_net(name: str) -> LazyDict:
+    """Return the network of `published_config(name)` as a config node, for experiments and `model=NAME`."""
+    config = published_config(name)
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    fields["input_channels"] = [list(channel) for channel in config.input_channels]
+    fields["controls"] = [_control_node(control) for control in config.controls]
+    return LazyCall(DiTConfig)(**fields)
+
+
+def _control_node(control: object) -> LazyDict:
+    kind = type(control)
+    values = {field.name: getattr(control, field.name) for field in dataclasses.fields(control)}  # type: ignore[arg-type]
+    return LazyCall(f"{kind.__module__}.{kind.__name__}")(**{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})

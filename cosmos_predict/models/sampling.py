@@ -110,9 +110,9 @@ def sample(
 
     fresh_noise: unit noise of the distilled sampler's later steps, drawn from `RandomState(1)` when None.
     """
-    if condition.frames is not None and condition.frames.augment_sigma is None:
+    if condition.frames is not None:
         sigma_a = torch.full((noise.shape[0],), settings.augment_sigma, device=noise.device)
-        condition = dataclasses.replace(condition, frames=dataclasses.replace(condition.frames, augment_sigma=sigma_a))
+        condition = dataclasses.replace(condition, frames=dataclasses.replace(condition.frames, augment_sigma=sigma_a, release=True))
     denoise = guided_denoiser(model, condition, settings)
     sigmas = settings.sigmas()
     x = noise * samplers.initial_scale(settings.solver, float(sigmas[0]))

@@ -1,8 +1,10 @@
-"""LoRA: low-rank adapters beside frozen linear layers, y = W x + b + sum over adapters of weight * alpha/rank * B (A x).
+"""LoRA: low-rank adapters beside frozen linear layers, y = W x + b + sum over adapters of weight * alpha/rank * B (A
+x).
 
 An adapted network's state dict has the published in-file form (PEFT's in-place injection):
-`blocks.0.self_attn.q_proj.base_layer.weight`, `...q_proj.lora_A.default.weight` (rank, in), `...q_proj.lora_B.default.weight`
-(out, rank). Adapters alone are saved in PEFT's file format and load there; PEFT's load here.
+`blocks.0.self_attn.q_proj.base_layer.weight`, `...q_proj.lora_A.default.weight` (rank, in),
+`...q_proj.lora_B.default.weight` (out, rank). Adapters alone are saved in PEFT's file format and load there; PEFT's
+load here.
 """
 
 from __future__ import annotations
@@ -123,7 +125,9 @@ def inject_lora(
     if any(isinstance(module, LoRALinear) and adapter in module.lora_A for module in modules.values()):
         raise ConfigError(f"the network already has an adapter named {adapter!r}; give the new one another name")
     if freeze:
-        network.requires_grad_(False)
+        own = re.compile(rf".*\.lora_[AB]\.{re.escape(adapter)}\.weight")
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(own.fullmatch(name) is not None)
     for name, module in modules.items():
         layer = adapted_layer(network, name, module)
         layer.add_adapter(adapter, rank, rank if alpha is None else alpha, dtype or layer.weight.dtype)
@@ -175,8 +179,8 @@ def adapter_names(network: nn.Module) -> list[str]:
 def merge_lora(network: nn.Module, remove: bool = False) -> None:
     """Add the active adapters to the weights, so that the forward costs nothing extra.
 
-    The weights from before are kept for `unmerge_lora`, which restores them bit for bit. With `remove=True` they are not:
-    every adapted layer becomes a plain linear again, and the state-dict keys those of a network without adapters.
+    The weights from before are kept for `unmerge_lora`, which restores them bit for bit. With `remove=True` they are
+    not: every adapted layer becomes a plain linear again, and the state-dict keys those of a network without adapters.
     """
     for name, layer in list(lora_layers(network)):
         if remove:
@@ -219,7 +223,9 @@ def base_keys(network: nn.Module) -> dict[str, str]:
 
 
 def base_state_dict(network: nn.Module) -> dict[str, Tensor]:
-    """Return the network's state dict without adapters, under the keys from before injection (merged weights if merged)."""
+    """Return the network's state dict without adapters, under the keys from before injection (merged weights if
+    merged).
+    """
     state = network.state_dict()
     return {plain: state[key] for plain, key in base_keys(network).items()}
 

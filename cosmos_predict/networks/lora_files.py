@@ -52,10 +52,11 @@ def save_adapters(
     base_hash: str | None = None,
     state: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json` (PEFT's format) to `folder`, each whole or not at all.
+    """Write `adapter_model.safetensors` and `adapter_config.json` (PEFT's format) to `folder`, each whole or not at
+    all.
 
-    `base` and `base_hash` name the weights that the adapter belongs to. `state` replaces the adapter's own tensors, under the
-    keys of `adapter_state_dict` (an EMA of them, or tensors gathered from shards).
+    `base` and `base_hash` name the weights that the adapter belongs to. `state` replaces the adapter's own tensors,
+    under the keys of `adapter_state_dict` (an EMA of them, or tensors gathered from shards).
     """
     from safetensors.torch import save_file
 
@@ -131,8 +132,8 @@ def load_adapter_state_dict(
 ) -> None:
     """Put `{module}.lora_A.weight` / `lora_B.weight` tensors into `network`, adding layers that are not there yet.
 
-    Keys may carry `base_model.model.`, `net.` or an adapter name, as the published forms do. `config` gives `lora_alpha`
-    (default: the rank) with PEFT's `alpha_pattern` and `use_rslora`; ranks are read from the tensors.
+    Keys may carry `base_model.model.`, `net.` or an adapter name, as the published forms do. `config` gives
+    `lora_alpha` (default: the rank) with PEFT's `alpha_pattern` and `use_rslora`; ranks are read from the tensors.
     Raises CheckpointError, before the network is changed, for other keys and for modules or shapes that do not fit.
     """
     config = config or {}
@@ -144,7 +145,7 @@ def load_adapter_state_dict(
                 f"{key!r} is no LoRA tensor; expected names like base_model.model.MODULE.lora_A.weight"
             )
         pairs.setdefault(match["module"], {})[match["part"]] = tensor
-    linears = {name: module for name, module in linear_layers(network)}
+    linears = dict(linear_layers(network))
     for name, pair in pairs.items():
         if name not in linears:
             raise CheckpointError(

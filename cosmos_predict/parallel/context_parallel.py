@@ -1,8 +1,9 @@
 """Context parallelism: each rank of a group holds a contiguous part of the latent frames of every view.
 
 Everything in the network is local to a token except self-attention, which exchanges its inputs with an all-to-all: from
-"some tokens, all heads" to "all tokens, some heads" and back (Ulysses). Attention does not depend on the order of its tokens, so
-the gathered order (rank-major) needs no repair; each token brings its own rotary angles from the split table.
+"some tokens, all heads" to "all tokens, some heads" and back (Ulysses). Attention does not depend on the order of its
+tokens, so the gathered order (rank-major) needs no repair; each token brings its own rotary angles from the split
+table.
 
 Sources: Cosmos-Predict2 context_parallel.py and a2a_cp.py, re-derived from their description.
 """
@@ -35,10 +36,12 @@ def check_context_parallel(cp_size: int, latent_frames: int, num_heads: int) -> 
 
 
 def split_sequence(x: Tensor, rank: int, cp_size: int, dim: int = 2, views: int = 1) -> Tensor:
-    """Return part `rank` of `cp_size` contiguous parts of x along `dim`, of each view's own range when that is view-major.
+    """Return part `rank` of `cp_size` contiguous parts of x along `dim`, of each view's own range when that is
+    view-major.
 
-    Latents `(B, C, V*T, H, W)` are split along dim 2, view indices and per-frame values `(B, V*T)` along dim 1, rotary tables
-    `(V*T*H*W, ...)` along dim 0 (whole frames, because T divides). Raises ConfigError when a view's length does not divide.
+    Latents `(B, C, V*T, H, W)` are split along dim 2, view indices and per-frame values `(B, V*T)` along dim 1, rotary
+    tables `(V*T*H*W, ...)` along dim 0 (whole frames, because T divides). Raises ConfigError when a view's length does
+    not divide.
     """
     size = x.shape[dim]
     if size % (views * cp_size):
@@ -60,10 +63,11 @@ def split_sequence(x: Tensor, rank: int, cp_size: int, dim: int = 2, views: int 
 
 
 def gather_sequence(x: Tensor, group: dist.ProcessGroup | None, dim: int = 2, views: int = 1) -> Tensor:
-    """Return the whole of which each rank of `group` holds the part that `split_sequence` gives; the same on every rank.
+    """Return the whole of which each rank of `group` holds the part that `split_sequence` gives; the same on every
+    rank.
 
-    Differentiable. The gradient of a part is the sum of what all ranks send back for it, so that averaging parameter gradients
-    over the group's ranks gives the gradient of the mean of the ranks' losses.
+    Differentiable. The gradient of a part is the sum of what all ranks send back for it, so that averaging parameter
+    gradients over the group's ranks gives the gradient of the mean of the ranks' losses.
     """
     if group is None or group.size() == 1:
         return x
@@ -73,7 +77,9 @@ def gather_sequence(x: Tensor, group: dist.ProcessGroup | None, dim: int = 2, vi
 
 
 def sequence_to_heads(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """All-to-all `(B, N/cp, heads, d)` -> `(B, N, heads/cp, d)`: rank r gets the r-th contiguous block of heads. Differentiable."""
+    """All-to-all `(B, N/cp, heads, d)` -> `(B, N, heads/cp, d)`: rank r gets the r-th contiguous block of heads.
+    Differentiable.
+    """
     if group is None or group.size() == 1:
         return x
     return _to_heads((x,), group)
@@ -105,7 +111,10 @@ def _to_heads(parts: tuple[Tensor, ...], group: dist.ProcessGroup) -> Tensor:
     """`sequence_to_heads` of several tensors in one exchange, one after another along the heads axis."""
     size, heads = group.size(), parts[0].shape[2]
     if heads % size:
-        check_context_parallel(size, size, heads)
+        fit = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        raise ConfigError(
+            f"{heads} attention heads do not divide over {size} context parallel ranks; sizes that fit: {fit}"
+        )
     sent = torch.cat([part.unflatten(2, (size, -1)).movedim(2, 0) for part in parts], dim=3)
     received = _AllToAll.apply(sent, group)  # (cp = part of the sequence, B, N/cp, parts * heads/cp, d)
     return received.movedim(0, 1).flatten(1, 2)
@@ -125,7 +134,8 @@ class _AllToAll(torch.autograd.Function):
 
 
 def _exchange(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    # The collective reads and writes memory as it lies there; transposed and expanded tensors (gradients often are) must be copied.
+    # The collective reads and writes memory as it lies there; transposed and expanded tensors (gradients often are)
+    # must be copied.
     x = x.contiguous()
     received = torch.empty_like(x)
     dist.all_to_all_single(received, x, group=group)

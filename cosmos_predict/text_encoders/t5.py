@@ -115,7 +115,7 @@ def find_t5(name_or_path: str | Path, cache_dir: str | Path | None = None) -> Pa
             return folder
     if given.is_dir():
         raise CheckpointError(
-            f"{given} is no T5 folder: expected config.json and pytorch_model.bin or model.safetensors in it, as in {T5_11B}"
+            f"{given} is no T5 folder: expected config.json and pytorch_model.bin or model.safetensors, as of {T5_11B}"
         )
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise FileNotFoundError(

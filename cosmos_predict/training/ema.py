@@ -73,7 +73,9 @@ class PowerEMA:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy a shadow of the same names and shapes, DTensors sharded alike. Raises CheckpointError for other names or shapes."""
+        """Copy a shadow of the same names and shapes, DTensors sharded alike. Raises CheckpointError for other names or
+        shapes.
+        """
         if state.keys() != self.shadow.keys():
             raise CheckpointError(f"the EMA state does not fit: {_difference(self.shadow, state)}")
         for name, tensor in self.shadow.items():
@@ -88,7 +90,8 @@ class PowerEMA:
         """Let `module` compute with the averaged weights, and give it its own back, bit for bit, when the block ends.
 
         The shadow's names are parameter names of `module`. Inside the block the shadow holds the module's weights where
-        both are float32 (one tensor of extra memory); low-precision weights are kept aside. Do not update or save inside.
+        both are float32 (one tensor of extra memory); low-precision weights are kept aside. Do not update or save
+        inside.
         """
         parameters = dict(module.named_parameters())
         if missing := [name for name in self.shadow if name not in parameters]:

@@ -15,7 +15,9 @@ from cosmos_predict.errors import ConfigError
 
 
 class ClipResult(NamedTuple):
-    """`total_norm`: norm of all gradients before clipping. `skip_step`: it is not finite, and the optimizer must not step."""
+    """`total_norm`: norm of all gradients before clipping. `skip_step`: it is not finite, and the optimizer must not
+    step.
+    """
 
     total_norm: float
     skip_step: bool
@@ -25,10 +27,11 @@ class ClipResult(NamedTuple):
 def clip_gradients(
     parameters: Iterable[Tensor], max_norm: float = 1.0, norm_type: float = 2.0, force_finite: bool = False
 ) -> ClipResult:
-    """Multiply all gradients in place by min(1, max_norm / (norm + 1e-6)), norm being that of all of them as one vector.
+    """Multiply all gradients in place by min(1, max_norm / (norm + 1e-6)), norm being that of all of them as one
+    vector.
 
-    A norm that is not finite leaves the gradients alone and asks to skip the step; every rank of the tensors' meshes gets
-    the same answer. The norm is computed in float32 per tensor and combined in float64.
+    A norm that is not finite leaves the gradients alone and asks to skip the step; every rank of the tensors' meshes
+    gets the same answer. The norm is computed in float32 per tensor and combined in float64.
 
     Args:
         parameters: tensors whose `.grad` is clipped; those without one are passed over.

@@ -1,8 +1,8 @@
 """AdamW as the published runs use it.
 
-Published: one group with every trainable parameter, norms and biases decayed too; float32 masters and moments; eps outside
-the square root, after the bias correction; decoupled decay. `adamw` on float32 weights is that arithmetic; `MasterAdamW`
-keeps the float32 masters of weights that are stored in a lower precision.
+Published: one group with every trainable parameter, norms and biases decayed too; float32 masters and moments; eps
+outside the square root, after the bias correction; decoupled decay. `adamw` on float32 weights is that arithmetic;
+`MasterAdamW` keeps the float32 masters of weights that are stored in a lower precision.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return optimizer groups of the trainable parameters, matrices first.
 
-    `decay_vectors=True` is the published single group; False puts tensors of fewer than two dimensions (norm gains, biases)
-    in a second group without decay. Raises ConfigError when nothing is trainable.
+    `decay_vectors=True` is the published single group; False puts tensors of fewer than two dimensions (norm gains,
+    biases) in a second group without decay. Raises ConfigError when nothing is trainable.
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
@@ -52,8 +52,8 @@ def adamw(
 ) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters of `model`; defaults are Predict2's.
 
-    Parameters in float32 give torch's AdamW, fused where the device has it. Low-precision parameters give `MasterAdamW`,
-    or torch's AdamW with moments in that precision when `master_weights` is False.
+    Parameters in float32 give torch's AdamW, fused where the device has it. Low-precision parameters give
+    `MasterAdamW`, or torch's AdamW with moments in that precision when `master_weights` is False.
     """
     groups = parameter_groups(model.parameters(), weight_decay, decay_vectors)
     parameters = [parameter for group in groups for parameter in group["params"]]
@@ -67,8 +67,9 @@ def adamw(
 class MasterAdamW(torch.optim.AdamW):
     """AdamW on float32 masters; after each step the parameters are the rounded masters.
 
-    `param_groups` hold the masters, `parameters` the weights they belong to, in the same order. Gradients are read from the
-    parameters and promoted to float32. The masters are part of the state dict: a resume must not start from rounded ones.
+    `param_groups` hold the masters, `parameters` the weights they belong to, in the same order. Gradients are read from
+    the parameters and promoted to float32. The masters are part of the state dict: a resume must not start from rounded
+    ones.
 
     Args:
         groups: dicts with "params" (any floating dtype, DTensors too) and group options, as for torch optimizers.
@@ -107,7 +108,9 @@ class MasterAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
-        """Load what `state_dict` gave; parameters become the rounded masters. Raises ConfigError for another number of masters."""
+        """Load what `state_dict` gave; parameters become the rounded masters. Raises ConfigError for another number of
+        masters.
+        """
         state = dict(state_dict)
         masters: list[Tensor] = state.pop("masters", [])
         if len(masters) != len(self.masters):

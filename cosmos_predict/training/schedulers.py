@@ -1,7 +1,8 @@
 """Learning-rate schedules: functions from the number of finished optimizer updates to a multiplier of the base rate.
 
 Each schedule is a small object made by its keywords and called with n, so that a config can name it; `lr_scheduler`
-drives an optimizer with one. Source: Cosmos-Predict2 functional/lr_scheduler.py, Cosmos-Predict1 utils, NeMo's annealing.
+drives an optimizer with one. Source: Cosmos-Predict2 functional/lr_scheduler.py, Cosmos-Predict1 utils, NeMo's
+annealing.
 """
 
 from __future__ import annotations

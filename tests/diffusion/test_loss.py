@@ -96,12 +96,13 @@ def test_logvar_head_has_the_published_keys_and_computes_in_float32() -> None:
     assert [name for name, _ in model.named_parameters()] == ["logvar.1.weight"]
     head = LogVariance(16).bfloat16()
     value = torch.tensor([1.3, -0.7])
-    expected = math.sqrt(2) * torch.cos(value[:, None] * head[0].freqs.float() + head[0].phases.float())
+    freqs, phases = head.get_buffer("0.freqs").float(), head.get_buffer("0.phases").float()
+    expected = math.sqrt(2) * torch.cos(value[:, None] * freqs + phases)
     expected = expected @ head.get_parameter("1.weight").float().T
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        u = head(value.bfloat16().float())
+        u = head(value)
     assert u.dtype == torch.float32
-    torch.testing.assert_close(head(value), expected)
+    torch.testing.assert_close(u, expected)
     assert head(value[:, None]).shape == (2, 1) and head(torch.zeros(2, 5)).shape == (2, 5)
     torch.testing.assert_close(head(value[:, None]), head(value))
 
@@ -151,7 +152,8 @@ def test_predict1_published_losses_follow_from_their_predictions(name: str) -> N
     torch.testing.assert_close(u, expected["logvar"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(loss.loss, expected["loss"].squeeze(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(loss.edm_loss, expected["edm_loss_mean"].squeeze(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(loss.mse_loss, expected["mse_mean"].squeeze(), rtol=1e-4, atol=1e-5)
+    if "mse_mean" in expected:
+        torch.testing.assert_close(loss.mse_loss, expected["mse_mean"].squeeze(), rtol=1e-4, atol=1e-5)
     if "xt" in expected:
         torch.testing.assert_close(add_noise(inputs["x0"], inputs["epsilon"], sigma), expected["xt"])
 

@@ -21,7 +21,7 @@ SIGMAS = torch.tensor([0.002, 0.3, 1.0, 7.0, 80.0], dtype=torch.float64)
 
 
 def latent(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def test_edm_keeps_network_input_and_target_at_unit_variance() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,13 +74,11 @@ def test_order_of_convergence(solver: str, order: int) -> None:
     x = high * noise(64)
     options = {"final_denoise": False} if solver in RES_SOLVERS else {}
     errors = []
-    for steps in (64, 128, 256):
+    for steps in (64, 1024):
         result = run(solver, gaussian, x, steps, low, high, **options)
         errors.append((result - exact(x, high, low)).abs().max().item())
-    observed = [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:], strict=False)]
-    assert observed[-1] > order - 0.15, f"errors {errors}, orders {observed}"
-    if solver != "unipc":  # the corrector may add to the order
-        assert observed[-1] < order + 0.5, f"errors {errors}, orders {observed}"
+    observed = math.log2(errors[0] / errors[1]) / 4
+    assert order - 0.15 < observed < order + 0.3, f"errors {errors}, order {observed}"
 
 
 @pytest.mark.parametrize("solver", [*RES_SOLVERS, "euler", "unipc"])
@@ -212,16 +211,20 @@ def test_float64_state_behind_a_float32_denoiser() -> None:
 
 def diffusers_unipc(x_flow: Tensor, denoise: Callable, steps: int, karras: bool) -> tuple[Tensor, Tensor]:
     """The public scheduler's result in flow coordinates, and the flow times it stepped through."""
-    scheduling = pytest.importorskip("diffusers.schedulers.scheduling_unipc_multistep")
-    options = {"use_karras_sigmas": True, "sigma_min": 0.01, "sigma_max": 200.0} if karras else {"flow_shift": 5.0}
-    scheduler = scheduling.UniPCMultistepScheduler(
+    from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
+    options: dict[str, Any] = {"flow_shift": 5.0}
+    if karras:
+        options = {"use_karras_sigmas": True, "sigma_min": 0.01, "sigma_max": 200.0}
+    scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2, solver_type="bh2", **options
     )
     if karras:
         scheduler.set_timesteps(steps)
         times = flow_time(append_zero(karras_sigmas(steps - 1, 0.01, 200.0)))
     else:
-        scheduler.set_timesteps(sigmas=np.linspace(0.999, 0, steps + 1)[:-1])
+        base: Any = np.linspace(0.999, 0, steps + 1)[:-1]
+        scheduler.set_timesteps(sigmas=base)
         times = flow_time(flow_sigmas(steps))
     torch.testing.assert_close(scheduler.sigmas.double(), times, rtol=1e-6, atol=0)
     scheduler.sigmas = times  # in float64, so that the comparison can be tight
@@ -233,11 +236,9 @@ def diffusers_unipc(x_flow: Tensor, denoise: Callable, steps: int, karras: bool)
     return x, times
 
 
-@pytest.mark.parametrize("karras", [False, True], ids=["flow", "karras"])
-@pytest.mark.parametrize("steps", [1, 2, 3, 8, 35])
+@pytest.mark.parametrize(("steps", "karras"), [(n, False) for n in (1, 2, 3, 8, 35)] + [(n, True) for n in (2, 3, 36)])
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
 def test_unipc_is_the_public_scheduler_in_other_coordinates(steps: int, karras: bool) -> None:
-    if karras and steps == 1:
-        pytest.skip("one Karras value spans no range")
     start = noise(2, 3, 4)
     expected, times = diffusers_unipc(start, curved, steps, karras)
     sigmas = times / (1 - times)
@@ -272,16 +273,17 @@ def test_churn_keeps_the_distribution_and_is_off_by_default() -> None:
     torch.testing.assert_close(sample_res(gaussian, x, sigmas, churn=Churn(0.0)), plain, rtol=0, atol=0)
     outside = Churn(40.0, s_t_min=100.0)
     torch.testing.assert_close(sample_res(gaussian, x, sigmas, churn=outside), plain, rtol=0, atol=0)
-    for sample in (
-        lambda churn: sample_res(gaussian, x, sigmas, churn=churn),
-        lambda churn: sample_euler(gaussian, x, append_zero(sigmas), churn=churn),
+    for sample, tolerance in (
+        (lambda churn: sample_res(gaussian, x, sigmas, solver="2mid", churn=churn), 0.02),
+        (lambda churn: sample_res(gaussian, x, sigmas, solver="2heun_edm", churn=churn), 0.08),
+        (lambda churn: sample_euler(gaussian, x, append_zero(sigmas), churn=churn), 0.17),  # first order narrows
     ):
         results = [sample(Churn(20.0, generator=torch.Generator().manual_seed(seed))) for seed in (1, 1, 2)]
         torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
         assert (results[0] - plain).abs().mean() > 0.3  # samples move ...
         for result in (results[0], results[2]):  # ... their distribution does not
             assert result.mean().item() == pytest.approx(MEAN, abs=0.03)
-            assert result.std().item() == pytest.approx(SD, rel=0.06)
+            assert result.std().item() == pytest.approx(SD, rel=tolerance)
 
 
 def test_churn_raises_sigma_and_adds_the_missing_variance() -> None:
@@ -290,6 +292,17 @@ def test_churn_raises_sigma_and_adds_the_missing_variance() -> None:
     assert sigma == pytest.approx(3 * math.sqrt(2))  # the factor is bounded
     assert x.std().item() == pytest.approx(3.0, rel=0.02)
     assert Churn(2.0).apply(x, 3.0, steps=10)[1] == pytest.approx(3.6)
+
+
+def test_churn_that_lifts_a_level_onto_the_last_one_takes_an_euler_step() -> None:
+    sigmas = [1.1, 1.0, 0.5]
+    churn = Churn(0.2, s_t_max=1.05, generator=torch.Generator().manual_seed(0))  # 1.0 becomes 1.1 again
+    states = []
+    sample_res(gaussian, noise(4), sigmas, churn=churn, on_step=lambda i, x, x0: states.append((x, x0)))
+    assert torch.isfinite(states[1][0]).all()
+    lifted, _ = Churn(0.2, generator=torch.Generator().manual_seed(0)).apply(states[0][0], 1.0, 2)
+    ratio = 0.5 / 1.1
+    torch.testing.assert_close(states[1][0], ratio * lifted + (1 - ratio) * states[1][1])
 
 
 def test_initial_scale() -> None:

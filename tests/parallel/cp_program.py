@@ -31,7 +31,9 @@ def main(case: str, out: str) -> None:
             "q_heads": sequence_to_heads(q, group),
             "attn": ulysses_attention(q, k, v, group, attention_backend("sdpa")),
         }
-        save_file({name: value.contiguous() for name, value in results.items()}, Path(out) / f"{ranks.rank}.safetensors")
+        save_file(
+            {name: value.contiguous() for name, value in results.items()}, Path(out) / f"{ranks.rank}.safetensors"
+        )
 
 
 if __name__ == "__main__":

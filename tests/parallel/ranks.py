@@ -13,11 +13,14 @@ import torch.distributed as dist
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def run_ranks(module: str, *arguments: str, ranks: int, host_store: bool = True, timeout: float = 120) -> list[subprocess.CompletedProcess[str]]:
+def run_ranks(
+    module: str, *arguments: str, ranks: int, host_store: bool = True, timeout: float = 120
+) -> list[subprocess.CompletedProcess[str]]:
     """Run `python -m module *arguments` once per rank; return the finished processes in rank order.
 
-    `host_store=True` keeps the meeting point in this process, as torchrun's agent does; False leaves it to rank 0, as under
-    Slurm. Raises subprocess.TimeoutExpired, with all processes ended, when they take longer than `timeout` seconds.
+    `host_store=True` keeps the meeting point in this process, as torchrun's agent does; False leaves it to rank 0, as
+    under Slurm. Raises subprocess.TimeoutExpired, with all processes ended, when they take longer than `timeout`
+    seconds.
     """
     # A port that this process already holds cannot be taken by another program between choosing and using it.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout))
@@ -49,11 +52,15 @@ def run_ranks(module: str, *arguments: str, ranks: int, host_store: bool = True,
         for process in processes:
             process.kill()
             process.wait()
-    return [subprocess.CompletedProcess(p.args, p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+    return [
+        subprocess.CompletedProcess(p.args, p.returncode, *output) for p, output in zip(processes, outputs, strict=True)
+    ]
 
 
 def check(processes: list[subprocess.CompletedProcess[str]]) -> None:
     """Fail with what the ranks printed unless every one ended with status 0."""
     for rank, process in enumerate(processes):
         if process.returncode != 0:
-            raise RuntimeError(f"rank {rank} ended with status {process.returncode}:\n{process.stdout}\n{process.stderr}")
+            raise RuntimeError(
+                f"rank {rank} ended with status {process.returncode}:\n{process.stdout}\n{process.stderr}"
+            )

@@ -10,7 +10,7 @@ import torch
 
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.text_encoders.filled_weights import filled_weight
-from cosmos_predict.text_encoders.tiny import TinyTextEncoder, byte_ids, position_buckets, weight_shapes
+from cosmos_predict.text_encoders.tiny import TinyTextEncoder, byte_ids, position_buckets
 from tests.goldens.fill import fill_array
 
 PROMPTS = ["A video of sks teal robot.", "", "Ein Fluß, 川, und ein Boot " * 30, "A red car drives along the coast."]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import torch
 
 from cosmos_predict.conditions import plucker
-from cosmos_predict.data import clip_sampler, ego_trajectory, robot_actions, transforms
+from cosmos_predict.data import clip_sampler, ego_trajectory, robot_actions, transforms, video_reader
 from tests.goldens.run_case import Case, adapter
 
 
@@ -138,3 +139,42 @@ def data_frame_transforms(case: Case) -> dict[str, Any]:
         "camera_video": camera.frames,
         "camera_image_size": camera.image_size.float()[None],
     }
+
+
+def _summary(frames: torch.Tensor, selected: list[int]) -> dict[str, torch.Tensor]:
+    """The golden's digest of a sample's frames (T, 3, H, W)."""
+    video = frames.float()
+    down = torch.nn.functional.adaptive_avg_pool2d(video[selected], (8, 12))
+    return {"video_down": down.transpose(0, 1), "video_mean": video.mean(dim=(2, 3)).T}
+
+
+@adapter("data", "video_sample")
+def data_video_sample(case: Case) -> dict[str, Any]:
+    start = case.call["start_frame"]
+    frames = video_reader.read_frames(case.media / case.call["media"], range(start, start + case.config["num_frames"]))
+    fitted = transforms.fit_frames(torch.from_numpy(frames).permute(0, 3, 1, 2), case.config["video_size"], "stretch")
+    return _summary(fitted.frames, case.call["frames_downsampled"])
+
+
+@adapter("data", "bridge_sample")
+def data_bridge_sample(case: Case) -> dict[str, Any]:
+    path, config = case.media / case.call["media"], case.config
+    annotation = json.loads(path.read_text())
+    windows = clip_sampler.enumerate_windows(
+        len(annotation["state"]),
+        config["num_frames"],
+        interval=config["sequence_interval"],
+        start_interval=config["start_frame_interval"],
+    )
+    ids = windows[case.call["sample_index"]]
+    root = next(parent for parent in path.parents if parent.name == "annotation").parent
+    frames = video_reader.read_frames(root / annotation["videos"][0]["video_path"], ids)
+    fitted = transforms.fit_frames(torch.from_numpy(frames).permute(0, 3, 1, 2), config["video_size"], "stretch")
+    actions = robot_actions.episode_actions(
+        annotation,
+        ids,
+        convention="predict2" if config["gripper"] == "continuous_gripper_state" else "predict1_binary",
+        rebase_every=0 if config["accumulate_action"] else 1,
+        scale=config["c_act_scaler"],
+    )
+    return {"action": actions, **_summary(fitted.frames, case.call["frames_downsampled"])}

@@ -53,10 +53,15 @@ def ema_trajectory(case: Case) -> dict[str, Tensor]:
     ema = PowerEMA(start, config["s"], config["iteration_shift"])
     betas, rows = [], {name: [] for name in start}
     for update in range(config["updates"]):
-        betas.append(ema.update({name: rows[update] for name, rows in weights.items()}, config["first_iteration"] + update))
+        betas.append(
+            ema.update({name: rows[update] for name, rows in weights.items()}, config["first_iteration"] + update)
+        )
         for name, shadow in ema.state_dict().items():
             rows[name].append(shadow.clone())
-    return {"beta": torch.tensor(betas, dtype=torch.float64), **{f"ema.{name}": torch.stack(r) for name, r in rows.items()}}
+    return {
+        "beta": torch.tensor(betas, dtype=torch.float64),
+        **{f"ema.{name}": torch.stack(r) for name, r in rows.items()},
+    }
 
 
 @adapter("training", "adamw")
@@ -81,7 +86,12 @@ def adamw_steps(case: Case) -> dict[str, Tensor]:
         for name, parameter in parameters.items():
             master = masters.get(id(parameter), parameter)
             state = optimizer.state[master]
-            values = {"param": parameter, "master": master, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+            values = {
+                "param": parameter,
+                "master": master,
+                "exp_avg": state["exp_avg"],
+                "exp_avg_sq": state["exp_avg_sq"],
+            }
             for kind, value in values.items():
                 rows.setdefault(f"{kind}.{name}", []).append(value.detach().clone())
     return {name: torch.stack(values) for name, values in rows.items()}

@@ -1,0 +1,129 @@
+"""The folder of a run: `checkpoints/PROJECT/GROUP/NAME`, its lock, its iterations, and which of them are complete.
+
+    config.yaml                                 what the run is
+    checkpoints/trainer/iter_000000500/         run state: weights, EMA, RNG; index.json, written last, makes it complete
+    checkpoints/optim/iter_000000500/           optimizer state
+    checkpoints/scheduler/iter_000000500/       learning-rate schedule
+    checkpoints/model/iter_000000500.pt         published form (layout `predict2`), and `latest_checkpoint.txt`
+    checkpoints/iter_000000500_reg_model.pt     published form (layout `predict1`; its state lies under `state/`)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import IO, Any
+
+from cosmos_predict.errors import CheckpointError, ConfigError
+
+STATE_PARTS = ("optim", "scheduler", "trainer")
+_ITERATION = re.compile(r"iter_(\d{9})$")
+
+
+class RunFolder:
+    """Paths and life of one run's folder. `layout` is `predict2` or `predict1` (where published files lie)."""
+
+    def __init__(self, root: str | Path, layout: str = "predict2") -> None:
+        self.root = Path(root)
+        self.layout = layout
+        self.checkpoints = self.root / "checkpoints"
+        self._lock: IO[str] | None = None
+
+    @property
+    def state_root(self) -> Path:
+        return self.checkpoints / "state" if self.layout == "predict1" else self.checkpoints
+
+    def part(self, part: str, iteration: int) -> Path:
+        """Return the folder of `part` (trainer, optim, scheduler) at `iteration`."""
+        return self.state_root / part / f"iter_{iteration:09d}"
+
+    def index(self, iteration: int) -> Path:
+        return self.part("trainer", iteration) / "index.json"
+
+    def exports(self, iteration: int) -> dict[str, Path]:
+        """Return the published files of `iteration`: `{"both": path}`, or `{"reg": path, "ema": path}` (predict1)."""
+        name = f"iter_{iteration:09d}"
+        if self.layout == "predict1":
+            return {part: self.checkpoints / f"{name}_{part}_model.pt" for part in ("reg", "ema")}
+        return {"both": self.checkpoints / "model" / f"{name}.pt"}
+
+    def acquire(self) -> None:
+        """Hold the folder for this process; the lock dies with it. Raises ConfigError when another run holds it."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = (self.root / ".lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise ConfigError(f"{self.root} is held by a run that is still alive; wait for it, or choose another job.name") from error
+        self._lock = lock
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def iterations(self) -> list[int]:
+        """Return the complete iterations, ascending."""
+        found = []
+        for folder in (self.state_root / "trainer").glob("iter_*"):
+            match = _ITERATION.match(folder.name)
+            if match and self.is_complete(int(match[1])):
+                found.append(int(match[1]))
+        return sorted(found)
+
+    def is_complete(self, iteration: int) -> bool:
+        """Return whether the index is there and every file it names has its size (hashes are checked on load)."""
+        try:
+            files = self.read_index(iteration)["files"]
+        except (OSError, ValueError, KeyError):
+            return False
+        return all((self.state_root / name).is_file() and (self.state_root / name).stat().st_size == entry["size"] for name, entry in files.items())
+
+    def read_index(self, iteration: int) -> dict[str, Any]:
+        return json.loads(self.index(iteration).read_text())
+
+    def newest(self) -> int | None:
+        iterations = self.iterations()
+        return iterations[-1] if iterations else None
+
+    def check_recipe(self, recipe: str, iteration: int) -> None:
+        """Raise CheckpointError when the folder was written by another recipe."""
+        written = self.read_index(iteration).get("recipe")
+        if written != recipe:
+            raise CheckpointError(
+                f"{self.root} holds a run of {written!r}, this run is {recipe!r}: choose another job.name, or remove the folder"
+            )
+
+    def remove(self, iteration: int) -> None:
+        """Remove an iteration; its index goes first, so that a killed removal leaves an incomplete one."""
+        self.index(iteration).unlink(missing_ok=True)
+        for part in STATE_PARTS:
+            shutil.rmtree(self.part(part, iteration), ignore_errors=True)
+        for path in self.exports(iteration).values():
+            path.unlink(missing_ok=True)
+
+    def keep_last(self, count: int | None) -> None:
+        """Keep the newest `count` complete iterations (None keeps all) and drop what killed runs left unfinished."""
+        iterations = self.iterations()
+        newest = iterations[-1] if iterations else -1
+        for part in STATE_PARTS:
+            for folder in (self.state_root / part).glob("iter_*"):
+                match = _ITERATION.match(folder.name)
+                if match and int(match[1]) < newest and int(match[1]) not in iterations:
+                    shutil.rmtree(folder, ignore_errors=True)
+        for iteration in iterations[: -count if count else 0]:
+            self.remove(iteration)
+
+
+def find_run_folder(path: str | Path) -> RunFolder | None:
+    """Return the run folder that `path` is, or lies in (a file under its `checkpoints/`); None for any other path."""
+    path = Path(path).resolve()
+    for folder in (path, *path.parents[:4]):
+        if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
+            layout = "predict1" if (folder / "checkpoints" / "state").is_dir() else "predict2"
+            return RunFolder(folder, layout)
+    return None

@@ -1,0 +1,65 @@
+"""`scripts/convert_checkpoint.py`: published checkpoint files into other published forms."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cosmos_predict.checkpoint.dialects import DIALECTS
+from cosmos_predict.cli.program import run_program
+
+_EPILOG = """examples:
+  a Predict1 file for diffusers:    INPUT.pt OUT_FOLDER --to diffusers --dtype bfloat16
+  the EMA weights alone:            model/iter_000001000.pt ema.safetensors --weights ema
+  a LoRA merged into its base:      BASE.pt merged.pt --lora ADAPTER_FOLDER --merge
+  adapters out of a whole file:     iter_000001000.pt ADAPTER_FOLDER --lora_form peft
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; imports no torch."""
+    parser = argparse.ArgumentParser(
+        description="Convert a checkpoint of a Cosmos diffusion network: key names, kind of file, weights, dtype, LoRA form. "
+        "Streams tensor by tensor: a 14B file needs memory for its largest tensor.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("input", help=".pt or .safetensors file, sharded folder, diffusers transformer folder, or adapter folder")
+    parser.add_argument("output", help="a .pt or .safetensors file, or a folder")
+    parser.add_argument("--to", choices=DIALECTS, default="predict2", help="key names to write (default: %(default)s)")
+    parser.add_argument("--from", dest="source", choices=("auto", *DIALECTS), default="auto", help="key names of the input")
+    parser.add_argument("--weights", choices=("reg", "ema"), default="reg", help="which weights of a file that has both")
+    parser.add_argument("--dtype", choices=("keep", "bfloat16", "float16", "float32"), default="keep", help="of floating tensors")
+    parser.add_argument("--shard_size", help="cut .safetensors output into files of at most this size, such as 5GB")
+    parser.add_argument("--lora", nargs="+", default=[], metavar="ADAPTER", help="adapter folders or files for the input")
+    parser.add_argument("--merge", action="store_true", help="add the adapters to the weights")
+    parser.add_argument("--lora_form", choices=("peft", "infile", "diffusers"), help="write adapters in this form instead")
+    parser.add_argument("--model", help="a published model whose configuration the input has, where its tensors do not tell")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert as the arguments say and print the files written."""
+    from cosmos_predict.checkpoint.convert import DTYPES, Conversion, convert
+    from cosmos_predict.checkpoint.stream import parse_size
+    from cosmos_predict.models.published import published_config
+
+    how = Conversion(
+        to=args.to,
+        source=None if args.source == "auto" else args.source,
+        weights=args.weights,
+        dtype=DTYPES[args.dtype],
+        max_shard_bytes=parse_size(args.shard_size) if args.shard_size else None,
+        lora=args.lora,
+        merge=args.merge,
+        lora_form=args.lora_form,
+        config=published_config(args.model) if args.model else None,
+    )
+    for file in convert(args.input, args.output, how, progress=True):
+        print(file)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line `argv` (default: the process's arguments)."""
+    run_program(run, build_parser(), argv)

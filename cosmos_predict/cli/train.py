@@ -1,0 +1,93 @@
+"""The training command: `torchrun --nproc_per_node=N -m train [options] -- experiment=NAME [key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from cosmos_predict.cli.program import configure_logging, status_of
+
+EPILOG = """\
+overrides, after --:
+  experiment=NAME      a registered experiment (--list shows them)
+  group=name           a choice of a group: data=synthetic, checkpoint=predict1, ...
+  debug=true           the same experiment, small enough for a laptop (the dataset stays)
+  a.b.c=value          set a value: trainer.max_iter=2000, optimizer.lr=1e-5
+  +a.b=value  ~a.b     add or remove a key
+
+examples:
+  python -m train -- experiment=tiny_video2world dataloader_train.dataset.dataset_dir=datasets/mine
+  torchrun --nproc_per_node=8 -m train --config cosmos_predict/config/default.py -- experiment=NAME
+  python -m train --dryrun -- experiment=NAME debug=true
+  python -m train --config checkpoints/PROJECT/GROUP/NAME/config.yaml -- trainer.max_iter=5000
+
+A run writes to checkpoints/PROJECT/GROUP/NAME ($OUTPUT_ROOT replaces `checkpoints`) and resumes what it finds there.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="train", description="Post-train a video world model.", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", metavar="FILE", help="a .py file with make_config(), or a run's config.yaml (default: the built-in one)")
+    parser.add_argument("--list", action="store_true", help="list the experiments and leave")
+    parser.add_argument("--dryrun", action="store_true", help="print the composed config and what the run would take, read no weights, and leave")
+    parser.add_argument("--allow", metavar="PACKAGE", action="append", default=[], help="let --config FILE.yaml name callables of this package")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more, and show the traceback when something fails")
+    parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    configure_logging(args.verbose)
+    if args.list:
+        sys.exit(status_of(list_experiments, args.verbose))
+    if args.dryrun:
+        sys.exit(status_of(lambda: dryrun(args), args.verbose))
+    from cosmos_predict.parallel.distributed import finish_distributed
+
+    finish_distributed(status_of(lambda: run(args), args.verbose))
+
+
+def list_experiments() -> int:
+    from cosmos_predict.config import registry
+
+    rows = registry.list_experiments()
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, summary in rows:
+        print(f"{name:<{width}}  {summary}")
+    return 0
+
+
+def dryrun(args: argparse.Namespace) -> int:
+    """Print the composed config, then sizes; builds the network on the meta device at most."""
+    from cosmos_predict.config.compose import compose
+    from cosmos_predict.config.files import config_text
+    from cosmos_predict.training.forecast import forecast
+
+    config = compose(args.overrides, args.config, allow=args.allow)
+    config.validate()
+    print(config_text(config, strict=False))
+    print(forecast(config))
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    from loguru import logger
+
+    from cosmos_predict.config.compose import compose
+    from cosmos_predict.parallel.distributed import init_distributed
+    from cosmos_predict.training.trainer import Trainer
+
+    report: list[str] = []
+    config = compose(args.overrides, args.config, allow=args.allow, report=report)
+    config.validate()
+    config.freeze()
+    ranks = init_distributed()
+    if ranks.rank == 0:
+        for line in report:
+            logger.info(line)
+    Trainer(config, ranks).train()
+    return 0

@@ -1,0 +1,1 @@
+"""Measures and pictures of generated clips against real ones. Uses `data` and `io`; only `cli` imports it."""

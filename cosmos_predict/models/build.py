@@ -1,0 +1,43 @@
+"""From a configuration to a world model."""
+
+from __future__ import annotations
+
+import torch
+
+from cosmos_predict.config.lazy import configurable
+from cosmos_predict.errors import ConfigError
+from cosmos_predict.models.config import ModelConfig
+from cosmos_predict.models.world_model import WorldModel
+from cosmos_predict.networks.dit import build_dit
+from cosmos_predict.tokenizers.load import load_tokenizer
+
+
+@configurable
+def build_world_model(
+    config: ModelConfig,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    init: bool = True,
+    with_tokenizer: bool = True,
+) -> WorldModel:
+    """Return the world model that `config` describes.
+
+    init: fill the network's weights for training from scratch (from torch's global generator); False leaves them
+    uninitialised for a load that follows. device "meta" allocates nothing. with_tokenizer: False for cached latents.
+    """
+    pipe = config.pipe_config
+    if pipe.net is None:
+        raise ConfigError("model.config.pipe_config.net is not set: choose an experiment, or model=NAME")
+    net = build_dit(pipe.net, device=device, dtype=dtype) if init else build_dit(pipe.net, device=device, dtype=dtype, init=None)
+    tokenizer = None
+    if with_tokenizer:
+        tokenizer = load_tokenizer(pipe.tokenizer.path or pipe.tokenizer.name, device=device, **pipe.tokenizer.options)
+        if tokenizer.latent_ch != pipe.net.latent_channels:
+            raise ConfigError(
+                f"tokenizer {pipe.tokenizer.name!r} makes {tokenizer.latent_ch} latent channels, the network takes {pipe.net.latent_channels}"
+            )
+    model = WorldModel(config, net, tokenizer)
+    if model.logvar is not None:
+        model.logvar.to(device)
+    return model

@@ -1,0 +1,135 @@
+"""What watches a run without taking part in it: small objects called by the trainer at fixed moments."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import sys
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from loguru import logger
+from torch import Tensor
+
+from cosmos_predict.config.lazy import configurable
+from cosmos_predict.networks.flops import count_tokens, training_flops
+
+if TYPE_CHECKING:
+    from cosmos_predict.training.trainer import Trainer
+
+
+class LossRecord(NamedTuple):
+    """What is kept of one micro-batch: loss and unweighted error `()`, and the latent's shape (B, C, T, h, w)."""
+
+    loss: Tensor
+    mse: Tensor
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass
+class StepReport:
+    """One optimizer update: `iteration` counts from 1; `losses` one per micro-batch; `waited` seconds for data."""
+
+    iteration: int
+    losses: list[LossRecord]
+    grad_norm: float
+    lr: float
+    skipped: bool
+    samples: int
+    waited: float
+    seconds: float = 0.0
+
+    def mean(self, name: str) -> float:
+        """Return the mean of `loss` or `mse` over the micro-batches."""
+        return float(torch.stack([getattr(record, name).float() for record in self.losses]).mean())
+
+
+class Callback:
+    """Does nothing. Subclasses override what they need."""
+
+    def on_train_start(self, trainer: Trainer) -> None: ...
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None: ...
+
+    def on_train_end(self, trainer: Trainer) -> None: ...
+
+
+@configurable
+class ProgressLine(Callback):
+    """Log a line every `trainer.logging_iter` updates, and append it to `metrics.jsonl` in the run folder.
+
+    The line: iteration, loss (mean since the last line), gradient norm, learning rate, samples/s, tokens/s, TFLOP/s, share
+    of the time waiting for data, memory, time left.
+    """
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        self._start_window()
+        config = trainer.config
+        logger.info(
+            "{}: iterations {}..{}, {} samples per update, {:.2f} M parameters, on {}",
+            trainer.folder.root,
+            trainer.progress.iteration,
+            config.trainer.max_iter,
+            trainer.batch_size * trainer.accumulation,
+            sum(p.numel() for p in trainer.model.parameters() if p.requires_grad) / 1e6,
+            trainer.device,
+        )
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        self.reports.append(report)
+        last = report.iteration >= trainer.config.trainer.max_iter
+        if report.iteration % trainer.config.trainer.logging_iter == 0 or last or trainer.stop_signal:
+            values = self._measure(trainer)
+            with (trainer.folder.root / "metrics.jsonl").open("a") as stream:
+                stream.write(json.dumps(values) + "\n")
+            logger.info(
+                "it {iteration}/{max_iter} loss {loss:.4f} mse {mse:.5f} grad {grad_norm:.3f} lr {lr:.2e} | {samples_per_s:.2f} samples/s "
+                "{tokens_per_s:.0f} tok/s {tflops:.3f} TFLOP/s wait {wait_share:.0%} mem {memory_gb:.1f} GB | {eta} left",
+                **{**values, "eta": _duration(values["seconds_left"])},
+            )
+            self._start_window()
+
+    def _start_window(self) -> None:
+        self.reports: list[StepReport] = []
+        self.started = time.perf_counter()
+
+    def _measure(self, trainer: Trainer) -> dict[str, Any]:
+        reports, seconds = self.reports, time.perf_counter() - self.started
+        samples = sum(report.samples for report in reports)
+        shape = reports[-1].losses[-1].shape[2:]
+        net = trainer.model.net.config
+        tokens = count_tokens(net, (shape[0], shape[1], shape[2]))
+        flops = training_flops(net, tokens, frames=shape[0], views=trainer.model.config.pipe_config.views)
+        finite = [report for report in reports if not report.skipped] or reports
+        updates_left = trainer.config.trainer.max_iter - reports[-1].iteration
+        return {
+            "iteration": reports[-1].iteration,
+            "max_iter": trainer.config.trainer.max_iter,
+            "loss": sum(report.mean("loss") for report in finite) / len(finite),
+            "mse": sum(report.mean("mse") for report in finite) / len(finite),
+            "grad_norm": reports[-1].grad_norm,
+            "lr": reports[-1].lr,
+            "samples_per_s": samples / seconds,
+            "tokens_per_s": samples * tokens / seconds,
+            "tflops": samples * flops / seconds / 1e12,
+            "wait_share": sum(report.waited for report in reports) / seconds,
+            "memory_gb": _peak_memory() / 1e9,
+            "skipped": trainer.progress.skipped,
+            "seconds_left": updates_left * seconds / len(reports),
+        }
+
+
+def _peak_memory() -> int:
+    """Return the peak bytes of the GPU's allocator, or of this process on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

@@ -1,0 +1,288 @@
+"""The training loop, top to bottom: build, resume, step, save, end.
+
+Every random draw is a function of (seed, global sample number), so a resumed run repeats what an unbroken one computes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from loguru import logger
+from torch import Tensor
+
+from cosmos_predict.checkpoint.export import export_checkpoint
+from cosmos_predict.checkpoint.load import load_state
+from cosmos_predict.checkpoint.run_folder import RunFolder, find_run_folder
+from cosmos_predict.checkpoint.run_state import load_optimizer_state, load_run_state, optimizer_state, restore_rng, save_run_state
+from cosmos_predict.config.files import config_hash, save_config
+from cosmos_predict.config.lazy import instantiate
+from cosmos_predict.config.schema import Config
+from cosmos_predict.errors import CheckpointError, ConfigError
+from cosmos_predict.io.tensors import TensorFile
+from cosmos_predict.models.world_model import WorldModel
+from cosmos_predict.parallel.distributed import Ranks
+from cosmos_predict.training.callbacks import Callback, LossRecord, StepReport
+from cosmos_predict.training.ema import PowerEMA
+from cosmos_predict.training.grad_clip import clip_gradients
+from cosmos_predict.training.schedulers import lr_scheduler
+
+MAX_SKIPPED_IN_A_ROW = 20
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a resume needs besides tensors: finished updates, consumed samples, skipped updates."""
+
+    iteration: int = 0
+    sample_number: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+
+class Trainer:
+    """One run of a configuration. `train()` runs to `trainer.max_iter`, resuming the run's folder where it has a state."""
+
+    def __init__(self, config: Config, ranks: Ranks | None = None, device: torch.device | str | None = None) -> None:
+        self.config = config
+        self.ranks = ranks or Ranks()
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.ranks.world_size > 1:
+            raise ConfigError(f"{self.ranks.world_size} processes: this version trains on one; start it without torchrun, or with --nproc_per_node=1")
+        self.recipe = config.job.experiment or config.job.name
+        self.folder = RunFolder(config.job.path_local, config.checkpoint.type)
+        self.progress = Progress()
+        self.stop_signal: str | None = None
+
+    # ---- setup -------------------------------------------------------------------------------------------------
+
+    def build(self) -> None:
+        """Make model, optimizer, schedule, EMA, data and callbacks."""
+        config = self.config
+        torch.manual_seed(config.trainer.seed)
+        self.dataset_config = config.dataloader_train.dataset  # type: ignore[union-attr]
+        self.model: WorldModel = instantiate(config.model, device=self.device)
+        self._load_base()
+        self.model.train()
+        self.optimizer: torch.optim.Optimizer = instantiate(config.optimizer, model=self.model)
+        self.scheduler = lr_scheduler(self.optimizer, instantiate(config.scheduler))
+        ema = self.model.config.pipe_config.ema
+        self.ema = PowerEMA(self.weights(), ema.rate, ema.iteration_shift) if ema.enabled else None
+        self.dataset = instantiate(self.dataset_config)
+        self.batch_size = int(config.dataloader_train.get("batch_size", 1))  # type: ignore[union-attr]
+        self.accumulation = accumulation_steps(config, self.batch_size)
+        self.callbacks: list[Callback] = [instantiate(entry) for entry in config.trainer.callbacks.values() if entry]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the trained tensors by full name: `net.*`, and `logvar.*` where that head is on."""
+        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+
+    def _load_base(self) -> None:
+        manager = self.model.config.model_manager_config
+        path = self.config.checkpoint.load_path or manager.dit_path
+        if not path:
+            return
+        path = resolve_checkpoint(path)
+        with TensorFile(path) as source:
+            load_state(self.model.net, source, ema=manager.load_ema, where=path)
+        logger.info("base weights: {}", path)
+
+    def resume(self) -> None:
+        """Continue the newest complete iteration of the run's folder, and make its published files again if they are gone."""
+        iteration = self.folder.newest()
+        if iteration is None:
+            return
+        self.folder.check_recipe(self.recipe, iteration)
+        index, tensors, scheduler = load_run_state(self.folder, iteration)
+        expected = self.batch_size * self.accumulation
+        if index["global_batch_size"] != expected:
+            raise CheckpointError(
+                f"{self.folder.root} was trained with a global batch of {index['global_batch_size']}, this run has {expected}; "
+                f"set trainer.global_batch_size={index['global_batch_size']}"
+            )
+        self._copy_weights(tensors["weights"])
+        if self.ema is not None:
+            self.ema.load_state_dict({name: value.to(self.device) for name, value in tensors["ema"].items()})
+        load_optimizer_state(self.optimizer, self.model, tensors["optimizer"], index["optimizer_groups"])
+        self.scheduler.load_state_dict(scheduler)
+        restore_rng(tensors["rng"])
+        self.progress = Progress(iteration, index["sample_number"], index["skipped"])
+        logger.info("resumed {} at iteration {}", self.folder.root, iteration)
+        if not all(path.exists() for path in self._expected_exports(iteration)):
+            self._export(iteration)
+
+    def _copy_weights(self, saved: Mapping[str, Tensor]) -> None:
+        parameters = dict(self.model.named_parameters())
+        if parameters.keys() != saved.keys():
+            difference = sorted(parameters.keys() ^ saved.keys())
+            raise CheckpointError(f"{self.folder.root} holds another network: {len(difference)} names differ, such as {difference[:3]}")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                if parameter.shape != saved[name].shape:
+                    raise CheckpointError(f"{self.folder.root}: {name} is {tuple(saved[name].shape)}, this run's is {tuple(parameter.shape)}")
+                parameter.copy_(saved[name])
+
+    # ---- the loop ----------------------------------------------------------------------------------------------
+
+    def train(self) -> Progress:
+        """Run until `trainer.max_iter` or a signal; return the progress. The last state is always saved."""
+        self.folder.acquire()
+        try:
+            self.build()
+            self.resume()
+            save_config(self.config, self.folder.root / "config.yaml")
+            with self._signals():
+                self._loop()
+        finally:
+            self.folder.release()
+        return self.progress
+
+    def _loop(self) -> None:
+        config, progress = self.config, self.progress
+        batches = self._batches(progress.sample_number)
+        for callback in self.callbacks:
+            callback.on_train_start(self)
+        saved = progress.iteration
+        while progress.iteration < config.trainer.max_iter and self.stop_signal is None:
+            started = time.perf_counter()
+            report = self.step(batches)
+            report.seconds = time.perf_counter() - started
+            for callback in self.callbacks:
+                callback.on_step(self, report)
+            if progress.iteration % config.checkpoint.save_iter == 0:
+                self.save()
+                saved = progress.iteration
+        if saved != progress.iteration:
+            self.save()
+        if self.stop_signal is not None:
+            logger.warning("{}: saved iteration {} and stopping; the same command resumes it", self.stop_signal, progress.iteration)
+        for callback in self.callbacks:
+            callback.on_train_end(self)
+
+    def step(self, batches: Iterator[dict[str, Any]]) -> StepReport:
+        """Do one optimizer update: accumulate, clip, step, average. A non-finite update is skipped and counted."""
+        progress, seed = self.progress, self.config.trainer.seed
+        losses: list[LossRecord] = []
+        waited = 0.0
+        for _ in range(self.accumulation):
+            started = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - started
+            out = self.model.training_loss(batch, seed)
+            (out.loss / self.accumulation).backward()
+            losses.append(LossRecord(out.loss.detach(), out.mse_loss, tuple(out.xt.shape)))
+            progress.sample_number += len(batch["sample_number"])
+        clip = clip_gradients(self.model.parameters(), self.config.trainer.clip_norm)
+        lr = self.scheduler.get_last_lr()[0]
+        if clip.skip_step:
+            self._count_skip(clip.total_norm)
+        else:
+            self.optimizer.step()
+            progress.skipped_in_a_row = 0
+        self.scheduler.step()
+        if self.ema is not None and not clip.skip_step:
+            self.ema.update(self.weights(), progress.iteration)
+        self.optimizer.zero_grad(set_to_none=True)
+        progress.iteration += 1
+        return StepReport(progress.iteration, losses, clip.total_norm, lr, clip.skip_step, self.batch_size * self.accumulation, waited)
+
+    def _count_skip(self, norm: float) -> None:
+        self.progress.skipped += 1
+        self.progress.skipped_in_a_row += 1
+        logger.warning("iteration {}: gradient norm is {}, update skipped ({} so far)", self.progress.iteration, norm, self.progress.skipped)
+        if self.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise FloatingPointError(
+                f"{MAX_SKIPPED_IN_A_ROW} updates in a row had non-finite gradients: the run diverged. Resume from an older "
+                "iteration with a lower optimizer.lr, or look for broken samples in the log"
+            )
+
+    def _batches(self, start: int) -> Iterator[dict[str, Any]]:
+        loader = instantiate(self.config.dataloader_train, dataset=self.dataset, start_sample=start)
+        return iter(loader)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Let SIGTERM and SIGUSR1 end the run after the current update, with a save."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, _frame: object) -> None:
+            self.stop_signal = signal.Signals(number).name
+
+        previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    # ---- saving ------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the run state and the published files of the current iteration, then drop what `keep_last_k` lets go."""
+        progress = self.progress
+        tensors, groups = optimizer_state(self.optimizer, self.model)
+        save_run_state(
+            self.folder,
+            progress.iteration,
+            weights=self.weights(),
+            ema=self.ema.state_dict() if self.ema is not None else None,
+            optimizer=tensors,
+            scheduler=self.scheduler.state_dict(),
+            numbers={
+                "recipe": self.recipe,
+                "config_hash": config_hash(self.config),
+                "sample_number": progress.sample_number,
+                "skipped": progress.skipped,
+                "global_batch_size": self.batch_size * self.accumulation,
+                "world_size": self.ranks.world_size,
+                "optimizer_groups": groups,
+            },
+        )
+        self._export(progress.iteration)
+        self.folder.keep_last(self.config.checkpoint.keep_last_k)
+        logger.info("saved iteration {} under {}", progress.iteration, self.folder.checkpoints)
+
+    def _export(self, iteration: int) -> None:
+        export_checkpoint(self.folder, iteration, self.weights(), self.ema.state_dict() if self.ema is not None else None)
+
+    def _expected_exports(self, iteration: int) -> list[Path]:
+        return [path for part, path in self.folder.exports(iteration).items() if part != "ema" or self.ema is not None]
+
+
+def accumulation_steps(config: Config, batch_size: int, data_parallel: int = 1) -> int:
+    """Return micro-batches per update. Raises ConfigError when `global_batch_size` is no multiple, naming sizes that fit."""
+    total = config.trainer.global_batch_size
+    if total is None:
+        return config.trainer.grad_accum_iter
+    per_step = batch_size * data_parallel
+    if total % per_step:
+        lower = max(per_step, total // per_step * per_step)
+        raise ConfigError(
+            f"trainer.global_batch_size={total} is no multiple of batch size {batch_size} x {data_parallel} data-parallel ranks; "
+            f"{lower} and {lower + per_step} fit"
+        )
+    return total // per_step
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """Return the file that `path` means: itself, or the newest published file of a run folder."""
+    path = Path(path)
+    folder = find_run_folder(path) if path.is_dir() else None
+    if folder is None:
+        if not path.exists():
+            raise FileNotFoundError(f"no checkpoint at {path}: give a .pt or .safetensors file, or a run folder")
+        return path
+    iteration = folder.newest()
+    if iteration is None:
+        raise CheckpointError(f"{folder.root} holds no complete iteration")
+    return next(iter(folder.exports(iteration).values()))
+

@@ -1,0 +1,10 @@
+"""Continue an image or a video clip: `python inference/video2world.py --help`."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
+    from cosmos_predict.cli.video2world import main
+
+    main()

@@ -1,0 +1,5 @@
+"""Packaging for tools that ask for setup.py; everything is declared in pyproject.toml."""
+
+from setuptools import setup
+
+setup()
