@@ -39,12 +39,16 @@ def video2world(size: str, name: str, dataset_dir: str) -> dict[str, Any]:
                 fsdp_shard_size=shard,
             )
         ),
-        "optimizer": L("cosmos_predict.training.optimizers.adamw")(lr=2**-14.5, weight_decay=weight_decay, betas=[0.9, 0.99], eps=1e-8),
+        "optimizer": L("cosmos_predict.training.optimizers.adamw")(
+            lr=2**-14.5, weight_decay=weight_decay, betas=[0.9, 0.99], eps=1e-8
+        ),
         "scheduler": L("cosmos_predict.training.schedulers.LambdaLinearScheduler")(
             warm_up_steps=[0], cycle_lengths=[1000], f_start=[1e-6], f_max=[f_max], f_min=[0.0]
         ),
         "dataloader_train": L("cosmos_predict.data.loader.build_dataloader")(
-            dataset=L("cosmos_predict.data.video_folder.VideoFolderDataset")(dataset_dir=dataset_dir, num_frames=93, video_size=[704, 1280], fit="stretch"),
+            dataset=L("cosmos_predict.data.video_folder.VideoFolderDataset")(
+                dataset_dir=dataset_dir, num_frames=93, video_size=[704, 1280], fit="stretch", seed="${trainer.seed}"
+            ),
             batch_size=1,
             num_workers=8,
             pin_memory=True,
@@ -71,5 +75,7 @@ for _name, _published in PUBLISHED.items():
     register_choice(
         "model",
         _name,
-        lambda name=_name, family=_published.family: {"config": {"pipe_config": {"family": family, "net": published_net(name)}}},
+        lambda name=_name, family=_published.family: {
+            "config": {"pipe_config": {"family": family, "net": published_net(name)}}
+        },
     )

@@ -11,12 +11,20 @@ from cosmos_predict.models.config import EMAConfig, ModelConfig, ModelManagerCon
 from cosmos_predict.networks.config import DiTConfig
 
 register_group("data", "dataloader_train.dataset", keep=("num_frames", "video_size"))
-register_choice("data", "synthetic", lambda: L("cosmos_predict.data.synthetic.SyntheticDataset")(num_frames=17, video_size=[96, 128]))
+register_choice(
+    "data",
+    "synthetic",
+    lambda: L("cosmos_predict.data.synthetic.SyntheticDataset")(num_frames=17, video_size=[96, 128]),
+)
 
 LATENT_CHANNELS = 32
 
 
-@register_experiment("tiny_video2world", summary="3 M parameters, DCT tokenizer, CPU: folder of clips -> video model in minutes", debug=shrink)
+@register_experiment(
+    "tiny_video2world",
+    summary="3 M parameters, DCT tokenizer, CPU: folder of clips -> video model in minutes",
+    debug=shrink,
+)
 def tiny_video2world() -> dict[str, Any]:
     net = L(DiTConfig)(
         model_channels=192,
@@ -41,13 +49,19 @@ def tiny_video2world() -> dict[str, Any]:
         "model": L("cosmos_predict.models.build.build_world_model")(
             config=L(ModelConfig)(pipe_config=pipe, model_manager_config=L(ModelManagerConfig)(), high_sigma_ratio=0.05)
         ),
-        "optimizer": L("cosmos_predict.training.optimizers.adamw")(lr=1e-3, weight_decay=0.01, betas=[0.9, 0.99], eps=1e-8),
+        "optimizer": L("cosmos_predict.training.optimizers.adamw")(
+            lr=1e-3, weight_decay=0.01, betas=[0.9, 0.99], eps=1e-8
+        ),
         "scheduler": L("cosmos_predict.training.schedulers.LambdaLinearScheduler")(
             warm_up_steps=[20], cycle_lengths=[2000], f_start=[0.01], f_max=[1.0], f_min=[0.1]
         ),
         "dataloader_train": L("cosmos_predict.data.loader.build_dataloader")(
             dataset=L("cosmos_predict.data.video_folder.VideoFolderDataset")(
-                dataset_dir="datasets/robot_arm", num_frames=17, video_size=[96, 128], fit="crop"
+                dataset_dir="datasets/robot_arm",
+                num_frames=17,
+                video_size=[96, 128],
+                fit="crop",
+                seed="${trainer.seed}",
             ),
             batch_size=4,
             num_workers=0,

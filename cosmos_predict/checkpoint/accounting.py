@@ -11,6 +11,10 @@ from cosmos_predict.errors import CheckpointError
 
 Shape = tuple[int, ...]
 PATCH_WEIGHT = "x_embedder.proj.1.weight"
+# Modules that no control adds.
+_CORE = re.compile(
+    r"x_embedder|t_embed|final_layer|crossattn_proj|extra_pos_embedder|blocks\.\d+\.(self_attn|cross_attn|mlp|adaln)"
+)
 _NOT_A_DIT = {
     r"^(encoder|decoder)\.(unpatcher|patcher|conv_in|downsamples|conv1|middle|down\.|mid\.)": "a video tokenizer (give it to the "
     "tokenizer's path, not the network's)",
@@ -53,7 +57,9 @@ def account(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> Accoun
     """Compare the shapes of a file (native names, prefixes and ignored entries taken off) to those of a network."""
     missing = tuple(name for name in expected if name not in found)
     unexpected = tuple(name for name in found if name not in expected)
-    wrong = tuple((n, tuple(found[n]), tuple(s)) for n, s in expected.items() if n in found and tuple(found[n]) != tuple(s))
+    wrong = tuple(
+        (n, tuple(found[n]), tuple(s)) for n, s in expected.items() if n in found and tuple(found[n]) != tuple(s)
+    )
     cause = _cause(found, expected, missing, unexpected, wrong) if missing or unexpected or wrong else ""
     return Accounting(missing, unexpected, wrong, cause)
 
@@ -126,17 +132,15 @@ def _cause(
     depth_found, depth_expected = _depth(found), _depth(expected)
     if depth_found != depth_expected and depth_found:
         return f"another size: the file has {depth_found} blocks, the network {depth_expected}"
-    if wrong and PATCH_WEIGHT in found and PATCH_WEIGHT in expected and found[PATCH_WEIGHT][0] != expected[PATCH_WEIGHT][0]:
+    widths = {shapes[PATCH_WEIGHT][0] for shapes in (found, expected) if PATCH_WEIGHT in shapes}
+    if wrong and len(widths) == 2:
         return f"another size: the file is {found[PATCH_WEIGHT][0]} wide, the network {expected[PATCH_WEIGHT][0]}"
-    if missing and not unexpected and not _has_block(missing):
-        return (
-            f"the file is a base without {', '.join(sorted({name.split('.')[0] for name in missing}))}; "
-            "a bigger network starts from a base through grow_from_base"
-        )
+    if missing and not unexpected and not any(_CORE.match(name) for name in missing):
+        return f"the file is a base without {_modules(missing)}; a bigger network starts from a base through grow_from_base"
     if missing and not unexpected:
         return "the file is incomplete: it was cut, or one shard of several"
     if unexpected and not missing:
-        return f"the file has modules that this network's configuration leaves out: {', '.join(sorted({n.split('.')[0] for n in unexpected}))}"
+        return f"the file has modules that this network's configuration leaves out: {_modules(unexpected)}"
     return ""
 
 
@@ -153,5 +157,6 @@ def _depth(names: Iterable[str]) -> int:
     return len({match[1] for name in names if (match := re.match(r"blocks\.(\d+)\.", name))})
 
 
-def _has_block(names: Iterable[str]) -> bool:
-    return any(name.startswith("blocks.") and ".cam_encoder." not in name for name in names)
+def _modules(names: Iterable[str]) -> str:
+    """Return the modules that hold `names`, those of blocks once."""
+    return ", ".join(sorted({re.sub(r"^blocks\.\d+\.", "", name).split(".")[0] for name in names}))

@@ -15,9 +15,16 @@ from torch import Tensor
 from cosmos_predict.checkpoint.accounting import require_match
 from cosmos_predict.checkpoint.dialects import translated_names
 from cosmos_predict.checkpoint.load import select_weights
-from cosmos_predict.checkpoint.lora_forms import Adapter, infile_entries, is_adapter_key, merged, read_adapter, write_adapter
-from cosmos_predict.checkpoint.metadata import METADATA_KEY, config_to_json, config_with_file, diffusers_config
-from cosmos_predict.checkpoint.recognise import Recognised, recognise
+from cosmos_predict.checkpoint.lora_forms import (
+    Adapter,
+    infile_entries,
+    is_adapter_key,
+    merged,
+    read_adapter,
+    write_adapter,
+)
+from cosmos_predict.checkpoint.metadata import METADATA_KEY, config_to_json, diffusers_config, stated_config
+from cosmos_predict.checkpoint.recognise import recognise
 from cosmos_predict.checkpoint.stream import Entry, write_tensors
 from cosmos_predict.errors import CheckpointError, ConfigError
 from cosmos_predict.io.atomic import atomic_write_text
@@ -47,7 +54,9 @@ class Conversion:
     config: DiTConfig | None = None
 
 
-def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], how: Conversion, *, progress: bool = False) -> list[Path]:
+def convert(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], how: Conversion, *, progress: bool = False
+) -> list[Path]:
     """Convert the file or folder `source` into `target` and return the files written.
 
     A target ending in `.pt` or `.safetensors` is a file, any other a folder (`model.safetensors`; in dialect diffusers
@@ -62,7 +71,9 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], how:
         if has_adapters and (all(is_adapter_key(key) for key in file.keys()) or how.lora_form in ("peft", "diffusers")):  # noqa: SIM118
             return _convert_adapter(file, target, how)
         if how.lora_form in ("peft", "diffusers"):
-            raise ConfigError(f"lora_form={how.lora_form!r} writes adapters alone, and {source} has none: give the adapters as input")
+            raise ConfigError(
+                f"lora_form={how.lora_form!r} writes adapters alone, and {source} has none: give the adapters as input"
+            )
         adapters = [read_adapter(path) for path in how.lora]
         if has_adapters:
             adapters.insert(0, read_adapter(file, ema=how.weights == "ema"))
@@ -73,11 +84,15 @@ def _convert_adapter(file: TensorFile, target: str | os.PathLike[str], how: Conv
     if how.merge or how.lora:
         raise ConfigError(f"{file.path}: to merge adapters give the base as input and the adapters as --lora")
     if how.lora_form is None:
-        raise ConfigError(f"{file.path}: holds LoRA adapters alone; say which form to write: lora_form peft or diffusers")
+        raise ConfigError(
+            f"{file.path}: holds LoRA adapters alone; say which form to write: lora_form peft or diffusers"
+        )
     return write_adapter(read_adapter(file, ema=how.weights == "ema"), target, how.lora_form, how.dtype)
 
 
-def _convert_network(file: TensorFile, target: Path, how: Conversion, adapters: list[Adapter], progress: bool) -> list[Path]:
+def _convert_network(
+    file: TensorFile, target: Path, how: Conversion, adapters: list[Adapter], progress: bool
+) -> list[Path]:
     if adapters and not how.merge and how.lora_form != "infile":
         raise ConfigError(
             f"{file.path}: with LoRA adapters say what becomes of them: merge (into the weights), lora_form infile (beside "
@@ -87,9 +102,12 @@ def _convert_network(file: TensorFile, target: Path, how: Conversion, adapters: 
         raise ConfigError(f"{file.path}: nothing to merge or rewrite: the file has no LoRA adapters and none are given")
     selection = select_weights(file.keys(), ema=how.weights == "ema", dialect=how.source, where=file.path)
     # Names without adapters: `x.base_layer.weight` stands for `x.weight`.
-    native = {name.replace(".base_layer.", "."): key for name, key in selection.network.items() if not is_adapter_key(name)}
+    native = {
+        name.replace(".base_layer.", "."): key for name, key in selection.network.items() if not is_adapter_key(name)
+    }
     recognised = recognise({key: file.shape(key) for key in selection.network.values()}, file.path)
-    config = how.config or _certain_config(recognised, file)
+    # Nothing assumed: such a configuration is neither checked against nor written down.
+    config = how.config or stated_config(recognised, file) or (recognised.config if recognised.name else None)
     if config is not None:
         net = build_dit(config, device="meta")
         found = {name: file.shape(key) for name, key in native.items()}
@@ -121,13 +139,6 @@ def _convert_network(file: TensorFile, target: Path, how: Conversion, adapters: 
 _ONLY_PREDICT1 = ("repeat_frame_embedding", "traj_embeddings", "augment_sigma_embedder")
 
 
-def _certain_config(recognised: Recognised, file: TensorFile) -> DiTConfig | None:
-    """Return the configuration when a published name or the file itself gives it, without anything assumed."""
-    if recognised.name or METADATA_KEY in file.metadata or recognised.dialect == "diffusers":
-        return config_with_file(recognised, file.path, file.metadata, file.path)
-    return None
-
-
 def _network_entries(file: TensorFile, native: dict[str, str], how: Conversion, adapters: list[Adapter]) -> list[Entry]:
     """Return the network's tensors under native names, adapters merged into them or beside them."""
     adapted = {module for adapter in adapters for module in adapter.keys}
@@ -157,7 +168,9 @@ def _logvar_entries(file: TensorFile, logvar: dict[str, str], how: Conversion) -
     if logvar and how.to == "diffusers":
         logger.info("left out: {} (the training loss's log-variance head, no part of the network)", list(logvar))
         return []
-    return [Entry(name, file.shape(key), file.dtype(key), lambda key=key: file.get(key)) for name, key in logvar.items()]
+    return [
+        Entry(name, file.shape(key), file.dtype(key), lambda key=key: file.get(key)) for name, key in logvar.items()
+    ]
 
 
 def _write(target: Path, entries: list[Entry], how: Conversion, metadata: dict[str, str], progress: bool) -> list[Path]:
@@ -168,7 +181,11 @@ def _write(target: Path, entries: list[Entry], how: Conversion, metadata: dict[s
     total = sum(entry.nbytes for entry in entries)
     with tqdm(total=total, unit="B", unit_scale=True, desc=target.name) as bar:
         return write_tensors(
-            target, entries, max_shard_bytes=how.max_shard_bytes, metadata=metadata, on_tensor=lambda e: bar.update(e.nbytes)
+            target,
+            entries,
+            max_shard_bytes=how.max_shard_bytes,
+            metadata=metadata,
+            on_tensor=lambda e: bar.update(e.nbytes),
         )
 
 

@@ -148,7 +148,9 @@ def translated_names(keys: Iterable[str], source: str, target: str) -> dict[str,
     if foreign := [key for key, name in native.items() if name is None]:
         found = detect_dialect(keys)
         hint = f"; the keys look like dialect {found!r}" if found not in (None, source) else ""
-        raise CheckpointError(f"{_count(foreign)} named otherwise than in dialect {source!r}{hint}:\n{_listing(foreign)}")
+        raise CheckpointError(
+            f"{_count(foreign)} named otherwise than in dialect {source!r}{hint}:\n{_listing(foreign)}"
+        )
     names = {key: from_native(name, target) for key, name in native.items() if name is not None}
     if nameless := [native[key] or key for key, name in names.items() if name is None]:
         raise CheckpointError(

@@ -13,7 +13,9 @@ from cosmos_predict.checkpoint.stream import Entry, write_tensors
 from cosmos_predict.io.atomic import atomic_write_text
 
 
-def export_checkpoint(folder: RunFolder, iteration: int, weights: Mapping[str, Tensor], ema: Mapping[str, Tensor] | None) -> None:
+def export_checkpoint(
+    folder: RunFolder, iteration: int, weights: Mapping[str, Tensor], ema: Mapping[str, Tensor] | None
+) -> None:
     """Write the published files of `iteration` in the folder's layout.
 
     weights, ema: the model's tensors by full name, `net.*` native and perhaps `logvar.*`. Layout `predict2`: one file with

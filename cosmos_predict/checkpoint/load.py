@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cosmos_predict.checkpoint.accounting import PATCH_WEIGHT, require_match
 from cosmos_predict.checkpoint.dialects import detect_dialect, is_ignored, to_native, unwrap_key
-from cosmos_predict.checkpoint.metadata import config_with_file
+from cosmos_predict.checkpoint.metadata import network_config
 from cosmos_predict.checkpoint.recognise import Recognised, recognise
 from cosmos_predict.errors import CheckpointError
 from cosmos_predict.io.tensors import TensorFile
@@ -35,7 +35,9 @@ class Selection:
     dialect: str
 
 
-def select_weights(keys: Iterable[str], *, ema: bool = False, dialect: str | None = None, where: object = "the file") -> Selection:
+def select_weights(
+    keys: Iterable[str], *, ema: bool = False, dialect: str | None = None, where: object = "the file"
+) -> Selection:
     """Sort the keys of a file: the network's regular or EMA weights, under native names, and the log-variance head's.
 
     A file whose own name says `ema` (`iter_..._ema_model.pt`, `..._ema_bf16.pt`) holds EMA weights under `net.`.
@@ -85,7 +87,7 @@ def load_network(
         shapes = {name: file.shape(key) for name, key in selection.network.items()}
         if config is None:
             recognised = recognise({key: file.shape(key) for key in selection.network.values()}, path)
-            config = config_with_file(recognised, file.path, file.metadata, path)
+            config = network_config(recognised, file)
             _log(recognised, config, path)
         if dtype is None:
             key = selection.network.get(PATCH_WEIGHT)
@@ -128,11 +130,15 @@ def load_log_variance(head: nn.Module, source: Source) -> None:
     prefix = "logvar."
     state = {name.removeprefix(prefix): _get(source, key) for name, key in selection.logvar.items()}
     expected = {name: tuple(value.shape) for name, value in head.state_dict().items()}
-    require_match({n: tuple(v.shape) for n, v in state.items()}, expected, f"{getattr(source, 'path', 'the state')} (logvar)")
+    require_match(
+        {n: tuple(v.shape) for n, v in state.items()}, expected, f"{getattr(source, 'path', 'the state')} (logvar)"
+    )
     head.load_state_dict(state)
 
 
-def grow_from_base(net: DiT, source: Source, *, ema: bool = False, base_channels: tuple[tuple[str, int], ...] | None = None) -> list[str]:
+def grow_from_base(
+    net: DiT, source: Source, *, ema: bool = False, base_channels: tuple[tuple[str, int], ...] | None = None
+) -> list[str]:
     """Start `net`, already initialised, from a base with fewer inputs or controls; return the names that stay new.
 
     Patch columns move by channel name: new channels get zero columns, channels that `net` lacks are dropped with a warning,
@@ -145,9 +151,15 @@ def grow_from_base(net: DiT, source: Source, *, ema: bool = False, base_channels
     parameters = dict(net.state_dict(keep_vars=True))
     new = [name for name in parameters if name not in found and name in _control_names(net.config)]
     fields = recognise(found).fields
-    old_only = [name for name in found if name not in parameters and name in _control_names(net.config.replace(controls=fields["controls"]))]
+    old_only = [
+        name
+        for name in found
+        if name not in parameters and name in _control_names(net.config.replace(controls=fields["controls"]))
+    ]
     if old_only:
-        logger.warning("{}: dropped, the network has no such control: {}", where, sorted({n.rpartition(".")[0] for n in old_only}))
+        logger.warning(
+            "{}: dropped, the network has no such control: {}", where, sorted({n.rpartition(".")[0] for n in old_only})
+        )
     channels = base_channels or fields["input_channels"]
     expected = {name: tuple(p.shape) for name, p in parameters.items() if name not in new}
     columns = sum(size for _, size in channels) * net.config.patch_volume
@@ -186,7 +198,9 @@ def _inject_lora(net: DiT, shapes: Mapping[str, tuple[int, ...]]) -> None:
             ranks.setdefault((match[2], shape[0]), []).append(match[1])
     for (adapter, rank), modules in ranks.items():
         inject_lora(net, rank=rank, targets=modules, adapter=adapter)
-        logger.info("LoRA adapter {!r}: rank {} on {} layers, scale 1 (alpha = rank, as published)", adapter, rank, len(modules))
+        logger.info(
+            "LoRA adapter {!r}: rank {} on {} layers, scale 1 (alpha = rank, as published)", adapter, rank, len(modules)
+        )
 
 
 @torch.no_grad()

@@ -29,7 +29,9 @@ from cosmos_predict.networks.lora_files import CONFIG_FILE, WEIGHTS_FILE
 LORA_FORMS = ("peft", "infile", "diffusers")
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 _DIFFUSERS_METADATA = "lora_adapter_metadata"
-_KEY = re.compile(r"(?:base_model\.model\.|transformer\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
+_KEY = re.compile(
+    r"(?:base_model\.model\.|transformer\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight"
+)
 _ROWS = 512  # of a weight that are merged at a time
 
 
@@ -72,7 +74,9 @@ def read_adapter(path: str | os.PathLike[str] | TensorFile, *, ema: bool = False
     if not pairs:
         raise CheckpointError(f"{where}: holds no LoRA adapters (no MODULE.lora_A / lora_B weights)")
     if len(adapters) > 1:
-        raise CheckpointError(f"{where}: holds several adapters, {sorted(map(str, adapters))}; convert a file of one at a time")
+        raise CheckpointError(
+            f"{where}: holds several adapters, {sorted(map(str, adapters))}; convert a file of one at a time"
+        )
     if halves := [module for module, pair in pairs.items() if len(pair) != 2]:
         raise CheckpointError(f"{where}: {halves[0]} has only one of lora_A and lora_B, both are needed")
     dialect = detect_dialect(f"{module}.weight" for module in pairs) or "predict2"
@@ -87,18 +91,24 @@ def read_adapter(path: str | os.PathLike[str] | TensorFile, *, ema: bool = False
     return Adapter(file, keys, alpha, said)
 
 
-def write_adapter(adapter: Adapter, path: str | os.PathLike[str], form: str, dtype: torch.dtype | None = None) -> list[Path]:
+def write_adapter(
+    adapter: Adapter, path: str | os.PathLike[str], form: str, dtype: torch.dtype | None = None
+) -> list[Path]:
     """Write adapters alone: `peft` to a folder, `diffusers` to a file (or a folder, under diffusers' usual name)."""
     path = Path(path)
     config = _peft_config(adapter)
     if form == "peft":
         if path.suffix in (".safetensors", ".pt"):
             raise ConfigError(f"{path}: the peft form is a folder of {WEIGHTS_FILE} and {CONFIG_FILE}; give a folder")
-        files = write_tensors(path / WEIGHTS_FILE, _entries(adapter, {m: f"base_model.model.{m}" for m in adapter.keys}, dtype))
+        files = write_tensors(
+            path / WEIGHTS_FILE, _entries(adapter, {m: f"base_model.model.{m}" for m in adapter.keys}, dtype)
+        )
         atomic_write_text(path / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
         return [*files, path / CONFIG_FILE]
     if form != "diffusers":
-        raise ConfigError(f"the form {form!r} needs the base in the same file: give the base as input and the adapters as --lora")
+        raise ConfigError(
+            f"the form {form!r} needs the base in the same file: give the base as input and the adapters as --lora"
+        )
     names = translated_names([f"{module}.weight" for module in adapter.keys], "predict2", "diffusers")
     modules = {module: "transformer." + names[f"{module}.weight"].removesuffix(".weight") for module in adapter.keys}
     bare = {module: name.removeprefix("transformer.") for module, name in modules.items()}
@@ -161,10 +171,14 @@ def _said(file: TensorFile, dialect: str) -> dict[str, Any]:
             said = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{sidecar}: the adapter's configuration is not JSON: {error}") from None
-    if unsupported := [name for name in ("use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save") if said.get(name)]:
+    if unsupported := [
+        name for name in ("use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save") if said.get(name)
+    ]:
         raise CheckpointError(f"{file.path}: uses {', '.join(unsupported)}; only plain LoRA is converted")
     patterns = said.get("alpha_pattern") or {}
-    said["alpha_pattern"] = {(to_native(f"{k}.weight", dialect) or f"{k}.weight").removesuffix(".weight"): v for k, v in patterns.items()}
+    said["alpha_pattern"] = {
+        (to_native(f"{k}.weight", dialect) or f"{k}.weight").removesuffix(".weight"): v for k, v in patterns.items()
+    }
     return said
 
 

@@ -1,17 +1,19 @@
-"""A network's configuration beside its weights: in safetensors metadata (ours), or in diffusers' `config.json`."""
+"""A network's configuration beside its weights: safetensors metadata, a run's config.yaml, diffusers' config.json."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cosmos_predict.checkpoint.recognise import Recognised
-from cosmos_predict.config.lazy import is_configurable
+from cosmos_predict.checkpoint.run_folder import find_run_folder
+from cosmos_predict.config.files import load_config
+from cosmos_predict.config.lazy import instantiate, is_configurable
 from cosmos_predict.errors import CheckpointError, CorruptFileError, UnsafeFileError
+from cosmos_predict.io.tensors import TensorFile
 from cosmos_predict.networks.config import DiTConfig
 
 METADATA_KEY = "cosmos_predict.network"
@@ -39,7 +41,9 @@ def config_from_json(text: str, where: object = "the metadata") -> DiTConfig:
         fields["controls"] = [_control(dict(control), where) for control in fields["controls"]]
         return DiTConfig(**fields)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise CorruptFileError(f"{where}: no network configuration of this version under {METADATA_KEY!r} ({error})") from None
+        raise CorruptFileError(
+            f"{where}: no network configuration of this version under {METADATA_KEY!r} ({error})"
+        ) from None
 
 
 def diffusers_config(config: DiTConfig) -> dict[str, Any]:
@@ -56,7 +60,9 @@ def diffusers_config(config: DiTConfig) -> dict[str, Any]:
     if config.timestep_scale != 1.0:
         lacking.append(f"timestep_scale={config.timestep_scale}")
     if lacking:
-        raise CheckpointError(f"diffusers' {DIFFUSERS_CLASS} has no {' and no '.join(lacking)}; save in dialect 'predict2'")
+        raise CheckpointError(
+            f"diffusers' {DIFFUSERS_CLASS} has no {' and no '.join(lacking)}; save in dialect 'predict2'"
+        )
     padding = "padding" in names
     return {
         "_class_name": DIFFUSERS_CLASS,
@@ -71,7 +77,11 @@ def diffusers_config(config: DiTConfig) -> dict[str, Any]:
         "adaln_lora_dim": config.adaln_lora_dim,
         "max_size": [config.max_frames, config.max_img_h, config.max_img_w],
         "patch_size": [config.patch_temporal, config.patch_spatial, config.patch_spatial],
-        "rope_scale": [config.rope_t_extrapolation_ratio, config.rope_h_extrapolation_ratio, config.rope_w_extrapolation_ratio],
+        "rope_scale": [
+            config.rope_t_extrapolation_ratio,
+            config.rope_h_extrapolation_ratio,
+            config.rope_w_extrapolation_ratio,
+        ],
         "concat_padding_mask": padding,
         "extra_pos_embed_type": "learnable" if config.extra_pos_emb == "learnable" else None,
         "use_crossattn_projection": config.projects_text,
@@ -80,24 +90,38 @@ def diffusers_config(config: DiTConfig) -> dict[str, Any]:
     }
 
 
-def config_with_file(recognised: Recognised, path: Path, metadata: Mapping[str, str], where: object) -> DiTConfig:
-    """Return the configuration of a network that was recognised in a file: what the file says of itself comes first.
+def network_config(recognised: Recognised, file: TensorFile) -> DiTConfig:
+    """Return the configuration of a network recognised in `file`: what the file says of itself comes before its shapes.
 
-    Raises CheckpointError when neither the tensors nor the file determine it.
+    Raises CheckpointError when neither determines it.
     """
-    if METADATA_KEY in metadata:
-        return config_from_json(metadata[METADATA_KEY], where)
-    sidecar = (path if path.is_dir() else path.parent) / "config.json"
-    if recognised.dialect != "diffusers" or not sidecar.is_file():
-        return recognised.require_config(where)
+    return stated_config(recognised, file) or recognised.require_config(file.path)
+
+
+def stated_config(recognised: Recognised, file: TensorFile) -> DiTConfig | None:
+    """Return the configuration in the file's metadata, its run folder's config.yaml or diffusers' config.json, or None."""
+    if METADATA_KEY in file.metadata:
+        return config_from_json(file.metadata[METADATA_KEY], file.path)
+    if (run := find_run_folder(file.path)) is not None:
+        config = load_config(run.root / "config.yaml")
+        if config.model is not None and (net := config.model.config.pipe_config.net) is not None:
+            return instantiate(net)
+    sidecar = (file.path if file.path.is_dir() else file.path.parent) / "config.json"
+    return _from_diffusers(recognised, sidecar) if recognised.dialect == "diffusers" and sidecar.is_file() else None
+
+
+def _from_diffusers(recognised: Recognised, sidecar: Path) -> DiTConfig:
     try:
         said = json.loads(sidecar.read_text())
         time, rows, columns = (float(ratio) for ratio in said["rope_scale"])
         frames, height, width = (int(size) for size in said["max_size"])
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise CorruptFileError(f"{sidecar}: no configuration of a {DIFFUSERS_CLASS} ({error})") from None
+    predict1 = recognised.family == "predict1"
     base = recognised.config or DiTConfig(
-        **recognised.fields, rope_enable_fps_modulation=recognised.family == "predict1"
+        **recognised.fields,
+        rope_enable_fps_modulation=predict1,
+        initialization="xavier" if predict1 else "trunc_normal",
     )
     return base.replace(
         rope_t_extrapolation_ratio=time,
@@ -112,8 +136,14 @@ def config_with_file(recognised: Recognised, path: Path, metadata: Mapping[str, 
 def _control(fields: dict[str, Any], where: object) -> Any:
     target = str(fields.pop("_target_"))
     module, _, name = target.rpartition(".")
-    found = getattr(importlib.import_module(module), name) if target.startswith(_CONDITIONS) and name.isidentifier() else None
+    found = (
+        getattr(importlib.import_module(module), name)
+        if target.startswith(_CONDITIONS) and name.isidentifier()
+        else None
+    )
     if found is None or not is_configurable(found) or getattr(found, "__module__", "") != module:
-        raise UnsafeFileError(f"{where}: refused, its configuration names {target!r}, which is no control of this package")
+        raise UnsafeFileError(
+            f"{where}: refused, its configuration names {target!r}, which is no control of this package"
+        )
     # JSON has no tuples.
     return found(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from cosmos_predict.checkpoint.accounting import PATCH_WEIGHT, Shape, not_a_dit
-from cosmos_predict.checkpoint.dialects import is_ignored, to_native, unwrap_key
 from cosmos_predict.checkpoint.dialects import detect_dialect as detect
+from cosmos_predict.checkpoint.dialects import is_ignored, to_native, unwrap_key
 from cosmos_predict.errors import CheckpointError
 from cosmos_predict.io.tensors import TensorFile
 from cosmos_predict.models.published import PUBLISHED
@@ -85,19 +85,34 @@ def recognise(source: Mapping[str, Shape] | TensorFile | str | os.PathLike[str],
         fields, assumed = _fields(native)
     except KeyError as error:
         what = not_a_dit(shapes) or f"it has no tensor {error}"
-        raise CheckpointError(f"{where}: not a Cosmos diffusion network: {what}; its keys begin with {sorted(shapes)[:3]}") from None
+        raise CheckpointError(
+            f"{where}: not a Cosmos diffusion network: {what}; its keys begin with {sorted(shapes)[:3]}"
+        ) from None
     family = _family(fields, native, dialect)
-    found = (fields["num_blocks"], {n: s for n, s in native.items() if not n.startswith("blocks.") or n.startswith("blocks.0.")})
+    found = (
+        fields["num_blocks"],
+        {n: s for n, s in native.items() if not n.startswith("blocks.") or n.startswith("blocks.0.")},
+    )
     for name, published in PUBLISHED.items():
         if _signature(name) == found:
-            return Recognised(name, published.family, published.size, published.task, dialect, published.config(), fields)
-    size = "14B" if (fields["model_channels"], fields["num_blocks"]) == (5120, 36) else _SIZES.get(fields["model_channels"], "")
+            return Recognised(
+                name, published.family, published.size, published.task, dialect, published.config(), fields
+            )
+    size = (
+        "14B"
+        if (fields["model_channels"], fields["num_blocks"]) == (5120, 36)
+        else _SIZES.get(fields["model_channels"], "")
+    )
     relative = _relative(fields, family)
     task = _task(fields)
     if relative is None:
         return Recognised(None, family, size or _billions(native), task, dialect, None, fields, assumed)
     base = PUBLISHED[relative].config()
-    extra = fields["extra_pos_emb"] if fields["extra_pos_emb"] != "none" or base.extra_pos_emb == "learnable" else base.extra_pos_emb
+    extra = (
+        fields["extra_pos_emb"]
+        if fields["extra_pos_emb"] != "none" or base.extra_pos_emb == "learnable"
+        else base.extra_pos_emb
+    )
     config = base.replace(**{**fields, "extra_pos_emb": extra})
     assumed = (*assumed, f"rotary options as in {relative}")
     return Recognised(None, family, PUBLISHED[relative].size, task, dialect, config, fields, assumed)
@@ -169,7 +184,9 @@ def _controls(shapes: Mapping[str, Shape]) -> tuple[tuple[Any, ...], list[tuple[
             # Predict1 reads one action, Predict2 a chunk of 12, Predict2.5 the 4 actions of each latent frame.
             mode, dim, chunk = {1: "first_only", 4: "per_latent"}.get(numbers // 7, "flat"), 7, numbers // 7
         controls.append(
-            ActionControl(mode, dim, chunk, use_time=mode != "first_only", hidden=None if hidden == 4 * width else hidden)
+            ActionControl(
+                mode, dim, chunk, use_time=mode != "first_only", hidden=None if hidden == 4 * width else hidden
+            )
         )
         assumed = (f"actions of {dim} numbers, read {mode!r} in chunks of {chunk}",)
     if "augment_sigma_embedder.1.linear_1.weight" in shapes:
@@ -220,7 +237,9 @@ def _relative(fields: Mapping[str, Any], family: str) -> str | None:
 
     def distance(name: str) -> int:
         config = PUBLISHED[name].config()
-        return len(channels ^ set(config.input_channels)) + len(controls ^ {control.name for control in config.controls})
+        return len(channels ^ set(config.input_channels)) + len(
+            controls ^ {control.name for control in config.controls}
+        )
 
     def same_size(name: str) -> bool:
         config = PUBLISHED[name].config()

@@ -1,11 +1,11 @@
 """The folder of a run: `checkpoints/PROJECT/GROUP/NAME`, its lock, its iterations, and which of them are complete.
 
-    config.yaml                                 what the run is
-    checkpoints/trainer/iter_000000500/         run state: weights, EMA, RNG; index.json, written last, makes it complete
-    checkpoints/optim/iter_000000500/           optimizer state
-    checkpoints/scheduler/iter_000000500/       learning-rate schedule
-    checkpoints/model/iter_000000500.pt         published form (layout `predict2`), and `latest_checkpoint.txt`
-    checkpoints/iter_000000500_reg_model.pt     published form (layout `predict1`; its state lies under `state/`)
+config.yaml                                 what the run is
+checkpoints/trainer/iter_000000500/         run state: weights, EMA, RNG; index.json, written last, makes it complete
+checkpoints/optim/iter_000000500/           optimizer state
+checkpoints/scheduler/iter_000000500/       learning-rate schedule
+checkpoints/model/iter_000000500.pt         published form (layout `predict2`), and `latest_checkpoint.txt`
+checkpoints/iter_000000500_reg_model.pt     published form (layout `predict1`; its state lies under `state/`)
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class RunFolder:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.close()
-            raise ConfigError(f"{self.root} is held by a run that is still alive; wait for it, or choose another job.name") from error
+            raise ConfigError(
+                f"{self.root} is held by a run that is still alive; wait for it, or choose another job.name"
+            ) from error
         self._lock = lock
 
     def release(self) -> None:
@@ -81,7 +83,10 @@ class RunFolder:
             files = self.read_index(iteration)["files"]
         except (OSError, ValueError, KeyError):
             return False
-        return all((self.state_root / name).is_file() and (self.state_root / name).stat().st_size == entry["size"] for name, entry in files.items())
+        return all(
+            (self.state_root / name).is_file() and (self.state_root / name).stat().st_size == entry["size"]
+            for name, entry in files.items()
+        )
 
     def read_index(self, iteration: int) -> dict[str, Any]:
         return json.loads(self.index(iteration).read_text())

@@ -63,20 +63,26 @@ def save_run_state(
     atomic_write_text(folder.index(iteration), json.dumps(index, indent=1))
 
 
-def load_run_state(folder: RunFolder, iteration: int) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]], dict[str, Any]]:
+def load_run_state(
+    folder: RunFolder, iteration: int
+) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Return (index, tensors by file name such as `weights`, scheduler numbers) of a complete iteration.
 
     Every file is checked against its hash. Raises CorruptFileError naming the file that does not match.
     """
     index = folder.read_index(iteration)
     if index.get("format") != FORMAT:
-        raise CheckpointError(f"{folder.index(iteration)} has format {index.get('format')}, this version reads {FORMAT}")
+        raise CheckpointError(
+            f"{folder.index(iteration)} has format {index.get('format')}, this version reads {FORMAT}"
+        )
     tensors: dict[str, dict[str, Tensor]] = {}
     scheduler: dict[str, Any] = {}
     for name, expected in index["files"].items():
         path = folder.state_root / name
         if describe(path) != expected:
-            raise CorruptFileError(f"{path} is not the file that {folder.index(iteration)} describes; remove that iteration to resume from an older one")
+            raise CorruptFileError(
+                f"{path} is not the file that {folder.index(iteration)} describes; remove that iteration to resume from an older one"
+            )
         if path.suffix == ".json":
             scheduler = json.loads(path.read_text())
         else:
@@ -100,24 +106,32 @@ def describe(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, model: nn.Module
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Return (tensors named `<state>.<parameter name>`, group options without parameters) of an optimizer over `model`."""
     state = optimizer.state_dict()
     names = _names_in_order(optimizer, model)
     tensors = {
-        f"{key}.{names[number]}": torch.as_tensor(value) for number, values in state["state"].items() for key, value in values.items()
+        f"{key}.{names[number]}": torch.as_tensor(value)
+        for number, values in state["state"].items()
+        for key, value in values.items()
     }
     tensors |= {f"master.{name}": master for name, master in zip(names, state.get("masters", ()), strict=False)}
     groups = [{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]]
     return tensors, groups
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> None:
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
     """Give back what `optimizer_state` returned. Raises CheckpointError for other parameters or groups."""
     names = _names_in_order(optimizer, model)
     current = optimizer.state_dict()
     if len(groups) != len(current["param_groups"]):
-        raise CheckpointError(f"the saved optimizer has {len(groups)} parameter groups, this one {len(current['param_groups'])}")
+        raise CheckpointError(
+            f"the saved optimizer has {len(groups)} parameter groups, this one {len(current['param_groups'])}"
+        )
     numbers = {name: number for number, name in enumerate(names)}
     state: dict[int, dict[str, Tensor]] = {}
     masters: dict[str, Tensor] = {}
@@ -137,5 +151,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, ten
 def _names_in_order(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
     """Return parameter names in the order of the optimizer's own numbering."""
     by_id = {id(parameter): name for name, parameter in model.named_parameters()}
-    parameters = getattr(optimizer, "parameters", None) or [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = getattr(optimizer, "parameters", None) or [
+        p for group in optimizer.param_groups for p in group["params"]
+    ]
     return [by_id[id(parameter)] for parameter in parameters]

@@ -7,6 +7,8 @@ All files appear by rename, a sharded index last.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import io
 import json
@@ -81,7 +83,7 @@ def write_tensors(
     *,
     max_shard_bytes: int | None = None,
     metadata: Mapping[str, str] | None = None,
-    on_tensor: Callable[[Entry], None] | None = None,
+    on_tensor: Callable[[Entry], object] | None = None,
 ) -> list[Path]:
     """Write `entries` to `path`, `.pt` / `.pth` or `.safetensors` by its suffix; return the files written.
 
@@ -110,7 +112,9 @@ def write_tensors(
     shards = _cut(entries, max_shard_bytes)
     files = [path]
     if len(shards) > 1:
-        files = [path.with_name(f"{path.stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors") for i in range(len(shards))]
+        files = [
+            path.with_name(f"{path.stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors") for i in range(len(shards))
+        ]
     for file, shard in zip(files, shards, strict=True):
         with atomic_path(file) as temporary:
             _write_safetensors(temporary, shard, {"format": "pt", **(metadata or {})}, on_tensor)
@@ -118,7 +122,9 @@ def write_tensors(
         weight_map = {entry.name: file.name for file, shard in zip(files, shards, strict=True) for entry in shard}
         total = sum(entry.nbytes for entry in entries)
         index = path.with_name(f"{path.name}.index.json")
-        atomic_write_text(index, json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n")
+        atomic_write_text(
+            index, json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
+        )
         files.append(index)
     return files
 
@@ -163,7 +169,7 @@ class _Pickler(pickle.Pickler):
         return obj.id if isinstance(obj, _Storage) else None
 
 
-def _write_pt(path: Path, entries: Sequence[Entry], on_tensor: Callable[[Entry], None] | None) -> None:
+def _write_pt(path: Path, entries: Sequence[Entry], on_tensor: Callable[[Entry], object] | None) -> None:
     root = path.stem
     records = io.BytesIO()
     _Pickler(records, protocol=2).dump({entry.name: _TensorRecord(str(i), entry) for i, entry in enumerate(entries)})
@@ -193,13 +199,17 @@ def _member(archive: zipfile.ZipFile, name: str, size: int) -> IO[bytes]:
 
 
 def _write_safetensors(
-    path: Path, entries: Sequence[Entry], metadata: Mapping[str, str], on_tensor: Callable[[Entry], None] | None
+    path: Path, entries: Sequence[Entry], metadata: Mapping[str, str], on_tensor: Callable[[Entry], object] | None
 ) -> None:
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for entry in entries:
         end = offset + entry.nbytes
-        header[entry.name] = {"dtype": _SAFETENSORS_DTYPES[entry.dtype], "shape": entry.shape, "data_offsets": [offset, end]}
+        header[entry.name] = {
+            "dtype": _SAFETENSORS_DTYPES[entry.dtype],
+            "shape": entry.shape,
+            "data_offsets": [offset, end],
+        }
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -220,6 +230,15 @@ def _write_bytes(stream: IO[bytes], entry: Entry) -> None:
     data = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     for start in range(0, len(data), _CHUNK):
         stream.write(data[start : start + _CHUNK])
+    del data, tensor
+    if entry.nbytes >= _CHUNK:
+        _trim_heap()
+
+
+def _trim_heap() -> None:
+    """Give freed blocks back: glibc keeps those below 32 MiB, which over a large file adds up to several tensors."""
+    with contextlib.suppress(OSError, AttributeError):  # another libc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _cut(entries: Sequence[Entry], most: int | None) -> list[list[Entry]]:
@@ -237,4 +256,6 @@ def _cut(entries: Sequence[Entry], most: int | None) -> list[list[Entry]]:
 def _check_dtypes(path: Path, entries: Sequence[Entry], known: Mapping[torch.dtype, Any], advice: str) -> None:
     for entry in entries:
         if entry.dtype not in known:
-            raise CheckpointError(f"{path}: tensor {entry.name!r} has dtype {entry.dtype}, which a {path.suffix} file cannot hold; {advice}")
+            raise CheckpointError(
+                f"{path}: tensor {entry.name!r} has dtype {entry.dtype}, which a {path.suffix} file cannot hold; {advice}"
+            )

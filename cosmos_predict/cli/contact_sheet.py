@@ -13,10 +13,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/contact_sheet.py", description="Write a PNG with frames of clips side by side, one row per clip."
     )
-    parser.add_argument("clips", nargs="+", metavar="LABEL=VIDEO", help="rows, for example generated=output/clip.mp4 real=datasets/x/videos/a.mp4")
+    parser.add_argument(
+        "clips",
+        nargs="+",
+        metavar="LABEL=VIDEO",
+        help="rows, for example generated=output/clip.mp4 real=datasets/x/videos/a.mp4",
+    )
     parser.add_argument("--save_path", required=True, help="PNG to write")
     parser.add_argument("--columns", type=positive_int, default=6, help="frames per row (default: %(default)s)")
-    parser.add_argument("--start", type=int, default=0, help="first frame of every row but the first (default: %(default)s)")
+    parser.add_argument(
+        "--start", type=int, default=0, help="first frame of every row but the first (default: %(default)s)"
+    )
     return parser
 
 

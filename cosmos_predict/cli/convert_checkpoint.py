@@ -25,17 +25,31 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("input", help=".pt or .safetensors file, sharded folder, diffusers transformer folder, or adapter folder")
+    parser.add_argument(
+        "input", help=".pt or .safetensors file, sharded folder, diffusers transformer folder, or adapter folder"
+    )
     parser.add_argument("output", help="a .pt or .safetensors file, or a folder")
     parser.add_argument("--to", choices=DIALECTS, default="predict2", help="key names to write (default: %(default)s)")
-    parser.add_argument("--from", dest="source", choices=("auto", *DIALECTS), default="auto", help="key names of the input")
-    parser.add_argument("--weights", choices=("reg", "ema"), default="reg", help="which weights of a file that has both")
-    parser.add_argument("--dtype", choices=("keep", "bfloat16", "float16", "float32"), default="keep", help="of floating tensors")
+    parser.add_argument(
+        "--from", dest="source", choices=("auto", *DIALECTS), default="auto", help="key names of the input"
+    )
+    parser.add_argument(
+        "--weights", choices=("reg", "ema"), default="reg", help="which weights of a file that has both"
+    )
+    parser.add_argument(
+        "--dtype", choices=("keep", "bfloat16", "float16", "float32"), default="keep", help="of floating tensors"
+    )
     parser.add_argument("--shard_size", help="cut .safetensors output into files of at most this size, such as 5GB")
-    parser.add_argument("--lora", nargs="+", default=[], metavar="ADAPTER", help="adapter folders or files for the input")
+    parser.add_argument(
+        "--lora", nargs="+", default=[], metavar="ADAPTER", help="adapter folders or files for the input"
+    )
     parser.add_argument("--merge", action="store_true", help="add the adapters to the weights")
-    parser.add_argument("--lora_form", choices=("peft", "infile", "diffusers"), help="write adapters in this form instead")
-    parser.add_argument("--model", help="a published model whose configuration the input has, where its tensors do not tell")
+    parser.add_argument(
+        "--lora_form", choices=("peft", "infile", "diffusers"), help="write adapters in this form instead"
+    )
+    parser.add_argument(
+        "--model", help="a published model whose configuration the input has, where its tensors do not tell"
+    )
     return parser
 
 

@@ -28,13 +28,32 @@ A run writes to checkpoints/PROJECT/GROUP/NAME ($OUTPUT_ROOT replaces `checkpoin
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="train", description="Post-train a video world model.", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="train",
+        description="Post-train a video world model.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", metavar="FILE", help="a .py file with make_config(), or a run's config.yaml (default: the built-in one)")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="a .py file with make_config(), or a run's config.yaml (default: the built-in one)",
+    )
     parser.add_argument("--list", action="store_true", help="list the experiments and leave")
-    parser.add_argument("--dryrun", action="store_true", help="print the composed config and what the run would take, read no weights, and leave")
-    parser.add_argument("--allow", metavar="PACKAGE", action="append", default=[], help="let --config FILE.yaml name callables of this package")
-    parser.add_argument("-v", "--verbose", action="store_true", help="log more, and show the traceback when something fails")
+    parser.add_argument(
+        "--dryrun",
+        action="store_true",
+        help="print the composed config and what the run would take, read no weights, and leave",
+    )
+    parser.add_argument(
+        "--allow",
+        metavar="PACKAGE",
+        action="append",
+        default=[],
+        help="let --config FILE.yaml name callables of this package",
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="log more, and show the traceback when something fails"
+    )
     parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
     return parser
 

@@ -34,11 +34,34 @@ def build_parser() -> argparse.ArgumentParser:
     add("--input_path", required=True, help="image, or video whose last frames are continued")
     add("--prompt", default="", help="what happens in the clip")
     add("--negative_prompt", default="", help="what guidance moves away from (default: no text at all)")
-    add("--save_path", default="output/generated_video.mp4", help="mp4 to write (default: %(default)s); settings go beside it as .json")
-    add("--num_conditional_frames", type=positive_int, default=1, help="given frames: 1, or 5 of a video (default: %(default)s)")
-    add("--num_frames", type=positive_int, help="frames to make, given ones included (default: what the checkpoint was made for)")
-    add("--size", type=positive_int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels (default: what the checkpoint was made for)")
-    add("--resolution", choices=("480", "512", "720", "1024"), help="published size class, with --aspect_ratio, instead of --size")
+    add(
+        "--save_path",
+        default="output/generated_video.mp4",
+        help="mp4 to write (default: %(default)s); settings go beside it as .json",
+    )
+    add(
+        "--num_conditional_frames",
+        type=positive_int,
+        default=1,
+        help="given frames: 1, or 5 of a video (default: %(default)s)",
+    )
+    add(
+        "--num_frames",
+        type=positive_int,
+        help="frames to make, given ones included (default: what the checkpoint was made for)",
+    )
+    add(
+        "--size",
+        type=positive_int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="pixels (default: what the checkpoint was made for)",
+    )
+    add(
+        "--resolution",
+        choices=("480", "512", "720", "1024"),
+        help="published size class, with --aspect_ratio, instead of --size",
+    )
     add("--aspect_ratio", choices=("1:1", "4:3", "3:4", "16:9", "9:16"), default="16:9", help="(default: %(default)s)")
     add("--fps", type=float, help="frames per second (default: what the checkpoint was made for)")
     add("--guidance", type=float, default=7.0, help="strength of guidance, 0 is none (default: %(default)s)")
@@ -47,7 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--text_encoder", help="t5, tiny, or a folder (default: the checkpoint's)")
     add("--tokenizer_path", default="", help="weights of the video tokenizer (default: the checkpoint's)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
-    add("--dtype", choices=("float32", "bfloat16"), help="of the network (default: bfloat16 on a GPU, float32 on a CPU)")
+    add(
+        "--dtype", choices=("float32", "bfloat16"), help="of the network (default: bfloat16 on a GPU, float32 on a CPU)"
+    )
     return parser
 
 
@@ -68,7 +93,9 @@ def generate_clip(args: argparse.Namespace) -> int:
     dtype = getattr(torch, args.dtype or ("bfloat16" if device != "cpu" else "float32"))
     if not Path(args.input_path).exists():
         raise FileNotFoundError(f"no input at {args.input_path}: --input_path takes an image or a video")
-    loaded = load_world_model(args.dit_path, load_ema=args.load_ema, tokenizer_path=args.tokenizer_path, device=device, dtype=dtype)
+    loaded = load_world_model(
+        args.dit_path, load_ema=args.load_ema, tokenizer_path=args.tokenizer_path, device=device, dtype=dtype
+    )
     pipe = loaded.model.config.pipe_config
 
     encoder = build_text_encoder(args.text_encoder or pipe.text_encoder, device=device)
@@ -80,11 +107,18 @@ def generate_clip(args: argparse.Namespace) -> int:
     if args.resolution:
         width, height = RESOLUTION_BUCKETS[args.resolution][args.aspect_ratio]
         size = (height, width)
-    clip = Clip(args.input_path, args.num_frames or loaded.num_frames, size, args.fps or loaded.fps, args.num_conditional_frames, args.seed)
+    clip = Clip(
+        args.input_path,
+        args.num_frames or loaded.num_frames,
+        size,
+        args.fps or loaded.fps,
+        args.num_conditional_frames,
+        args.seed,
+    )
     base = SamplerSettings.for_family(pipe.family)
     settings = SamplerSettings(**{**vars(base), "num_steps": args.num_steps, "guidance": args.guidance})
     with tqdm(total=len(settings.sigmas()) - 1, desc="sampling", unit="step") as bar:
-        frames = generate(loaded.model, clip, text, negative, settings, on_step=lambda *_: bar.update())
+        frames = generate(loaded.model, clip, text, negative, settings, on_step=lambda *_: bar.update() and None)
     save_path = Path(args.save_path)
     write_video(save_path, frames, clip.fps)
     sidecar: dict[str, Any] = {

@@ -85,7 +85,9 @@ class ActionControl(Control):
         if action is None:
             raise ConfigError("this network is conditioned on actions: the batch needs the key 'action'")
         if action.ndim != 3 or action.shape[0] != grid.batch or action.shape[2] != self.action_dim:
-            raise ConfigError(f"'action' has shape {tuple(action.shape)}, expected ({grid.batch}, K, {self.action_dim})")
+            raise ConfigError(
+                f"'action' has shape {tuple(action.shape)}, expected ({grid.batch}, K, {self.action_dim})"
+            )
         per_frame = self._per_frame(action.to(grid.dtype), grid)
         time = net.get_submodule("action_embedder_B_D")(per_frame) if self.use_time else None
         lora = net.get_submodule("action_embedder_B_3D")(per_frame)
@@ -102,8 +104,12 @@ class ActionControl(Control):
             return action[:, :1]
         expected = self.chunk if self.mode == "flat" else self.chunk * (grid.frames - 1)
         if action.shape[1] != expected:
-            raise ConfigError(f"'action' has {action.shape[1]} steps, expected {expected} for {grid.frames} latent frames ({self.mode})")
-        return action.flatten(1).unsqueeze(1) if self.mode == "flat" else action.reshape(grid.batch, grid.frames - 1, -1)
+            raise ConfigError(
+                f"'action' has {action.shape[1]} steps, expected {expected} for {grid.frames} latent frames ({self.mode})"
+            )
+        return (
+            action.flatten(1).unsqueeze(1) if self.mode == "flat" else action.reshape(grid.batch, grid.frames - 1, -1)
+        )
 
     @staticmethod
     def _place(embedding: Tensor, condition_mask: Tensor | None) -> Tensor:

@@ -48,5 +48,7 @@ class CameraBlockControl(Control):
         if camera is None:
             raise ConfigError("this network is conditioned on camera rays: the batch needs the key 'camera'")
         if camera.ndim != 5 or camera.shape[1] != grid.frames or camera.shape[-1] != self.features:
-            raise ConfigError(f"'camera' has shape {tuple(camera.shape)}, expected ({grid.batch}, {grid.frames}, h, w, {self.features})")
+            raise ConfigError(
+                f"'camera' has shape {tuple(camera.shape)}, expected ({grid.batch}, {grid.frames}, h, w, {self.features})"
+            )
         injection.blocks["cam_encoder"] = camera.flatten(1, 3)

@@ -26,8 +26,8 @@ def first_frames_mask(counts: Tensor | Sequence[int], frames: int, views: int = 
 
     `frames` is T, one view's latent frames. A clip of one latent frame (an image) has no given frames.
     """
-    counts = torch.as_tensor(counts)
-    given = torch.arange(frames, device=counts.device) < counts[:, None]
+    given_counts = torch.as_tensor(counts)
+    given = torch.arange(frames, device=given_counts.device) < given_counts[:, None]
     if frames == 1 and views == 1:
         given = torch.zeros_like(given)
     return given.float().repeat(1, views)[:, None, :, None, None]
@@ -57,7 +57,9 @@ def view_mask(
         elif location in ("ref_cam", "any_cam"):
             view = ref_view if location == "ref_cam" else any_view
             if view is None or not 0 <= view < views:
-                raise ConfigError(f"condition location {location!r} needs a view position in 0..{views - 1}, got {view}")
+                raise ConfigError(
+                    f"condition location {location!r} needs a view position in 0..{views - 1}, got {view}"
+                )
             mask[:, view] = 1
     return mask.flatten(1)[:, None, :, None, None]
 

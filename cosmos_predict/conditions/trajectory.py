@@ -38,6 +38,8 @@ class TrajectoryControl(Control):
             trajectory = torch.zeros(grid.batch, self.in_features, device=grid.device)
         trajectory = trajectory.flatten(1)
         if trajectory.shape != (grid.batch, self.in_features):
-            raise ConfigError(f"'trajectory' has shape {tuple(trajectory.shape)}, expected ({grid.batch}, {self.in_features})")
+            raise ConfigError(
+                f"'trajectory' has shape {tuple(trajectory.shape)}, expected ({grid.batch}, {self.in_features})"
+            )
         channels = net.get_submodule("traj_embeddings")(trajectory.to(grid.device, grid.dtype))
         injection.channels["trajectory"] = channels[:, :, None, None, None]

@@ -33,6 +33,13 @@ def shrink(config: DictConfig, report: list[str]) -> None:
         loader.dataset.video_size = [48, 64]
         if "dataset_dir" in loader.dataset:
             report.append(f"debug: {name} still reads {loader.dataset.dataset_dir} (data=synthetic replaces it)")
-    config.trainer.update({"max_iter": min(config.trainer.max_iter, 2), "logging_iter": 1, "global_batch_size": None, "grad_accum_iter": 1})
+    config.trainer.update(
+        {
+            "max_iter": min(config.trainer.max_iter, 2),
+            "logging_iter": 1,
+            "global_batch_size": None,
+            "grad_accum_iter": 1,
+        }
+    )
     config.model.config.fsdp_shard_size = 1
     config.model_parallel.update({"tensor_model_parallel_size": 1, "context_parallel_size": 1})

@@ -1,8 +1,8 @@
 """Batches by global sample number: the whole state of reading is one integer.
 
 Datasets of this package take a GLOBAL SAMPLE NUMBER n = 0, 1, 2, ... in `dataset[n]`, without end; `len(dataset)` is
-the number of items in an epoch. n decides the item (a permutation per epoch) and every random draw for the sample, so that
-neither rank, worker, accumulation nor a restart changes what sample n is.
+the number of items in an epoch. n decides the item (a permutation per epoch) and every random draw for the sample, so
+that neither rank, worker, accumulation nor a restart changes what sample n is.
 """
 
 from __future__ import annotations

@@ -14,14 +14,18 @@ from cosmos_predict.io.atomic import atomic_path
 LABEL_WIDTH, TIME_HEIGHT, GAP = 96, 16, 2
 
 
-def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], path: str | Path, columns: int = 6, fps: float = 16.0) -> None:
+def contact_sheet(
+    rows: Sequence[tuple[str, np.ndarray]], path: str | Path, columns: int = 6, fps: float = 16.0
+) -> None:
     """Write a PNG with one row per (label, frames uint8 `(T, H, W, 3)`), `columns` frames from the first to the last.
 
     All rows have the height and width of the first; rows with fewer frames stay empty at the end. Raises DataError for no
     rows or frames of another size.
     """
     if not rows or any(frames.shape[1:] != rows[0][1].shape[1:] for _, frames in rows):
-        raise DataError(f"a contact sheet needs rows of one frame size, got {[(label, frames.shape) for label, frames in rows]}")
+        raise DataError(
+            f"a contact sheet needs rows of one frame size, got {[(label, frames.shape) for label, frames in rows]}"
+        )
     height, width = rows[0][1].shape[1:3]
     longest = max(len(frames) for _, frames in rows)
     columns = min(columns, longest)

@@ -131,7 +131,7 @@ class TensorFile:
             )
         if unwrap:
             content = _unwrap(content)
-        tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+        tensors = {str(name): value.detach() for name, value in content.items() if isinstance(value, torch.Tensor)}
         self.others.update({str(name): type(value).__name__ for name, value in content.items() if name not in tensors})
         return tensors
 

@@ -29,13 +29,18 @@ def build_world_model(
     pipe = config.pipe_config
     if pipe.net is None:
         raise ConfigError("model.config.pipe_config.net is not set: choose an experiment, or model=NAME")
-    net = build_dit(pipe.net, device=device, dtype=dtype) if init else build_dit(pipe.net, device=device, dtype=dtype, init=None)
+    net = (
+        build_dit(pipe.net, device=device, dtype=dtype)
+        if init
+        else build_dit(pipe.net, device=device, dtype=dtype, init=None)
+    )
     tokenizer = None
     if with_tokenizer:
         tokenizer = load_tokenizer(pipe.tokenizer.path or pipe.tokenizer.name, device=device, **pipe.tokenizer.options)
         if tokenizer.latent_ch != pipe.net.latent_channels:
             raise ConfigError(
-                f"tokenizer {pipe.tokenizer.name!r} makes {tokenizer.latent_ch} latent channels, the network takes {pipe.net.latent_channels}"
+                f"tokenizer {pipe.tokenizer.name!r} makes {tokenizer.latent_ch} latent channels, "
+                f"the network takes {pipe.net.latent_channels}"
             )
     model = WorldModel(config, net, tokenizer)
     if model.logvar is not None:

@@ -10,7 +10,9 @@ import dataclasses
 import difflib
 from collections.abc import Callable
 
-from cosmos_predict.config.lazy import LazyCall, LazyDict
+from omegaconf import DictConfig
+
+from cosmos_predict.config.lazy import LazyCall
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.networks.config import DiTConfig
 
@@ -46,7 +48,9 @@ def _predict1(size: str, task: str) -> DiTConfig:
         from cosmos_predict.conditions.view import ViewControl
 
         views = ViewControl(num_views=6, dim=6, add_frame_repeat=True)
-        return config.replace(input_channels=(*config.input_channels, ("view", 6)), extra_pos_emb="sincos", controls=(views,))
+        return config.replace(
+            input_channels=(*config.input_channels, ("view", 6)), extra_pos_emb="sincos", controls=(views,)
+        )
     if task.endswith("action"):
         from cosmos_predict.conditions.action import ActionControl
 
@@ -57,7 +61,9 @@ def _predict1(size: str, task: str) -> DiTConfig:
 
 def _predict2(size: str, task: str) -> DiTConfig:
     width, blocks, heads = {"0.6B": (1280, 20, 20), "2B": (2048, 28, 16), "14B": (5120, 36, 40)}[size]
-    spatial, time = {"text2image": (4.0, 1.0), "multiview": (3.0, 8 / 24)}.get(task, (2.0, 20 / 24) if size == "14B" else (3.0, 1.0))
+    spatial, time = {"text2image": (4.0, 1.0), "multiview": (3.0, 8 / 24)}.get(
+        task, (2.0, 20 / 24) if size == "14B" else (3.0, 1.0)
+    )
     config = DiTConfig(
         model_channels=width,
         num_blocks=blocks,
@@ -72,7 +78,9 @@ def _predict2(size: str, task: str) -> DiTConfig:
 
         # Its published constructor always applies fps modulation, whatever the config file says.
         channels = (*config.input_channels, ("view", 7))
-        return config.replace(input_channels=channels, rope_enable_fps_modulation=True, controls=(ViewControl(num_views=7, dim=7),))
+        return config.replace(
+            input_channels=channels, rope_enable_fps_modulation=True, controls=(ViewControl(num_views=7, dim=7),)
+        )
     if task == "action":
         from cosmos_predict.conditions.action import ActionControl
 
@@ -104,7 +112,9 @@ _TASKS = {
 }
 
 PUBLISHED: dict[str, Published] = {
-    f"{family}_{size.lower()}_{task}": Published(family, size, task, lambda f=family, s=size, t=task: _FAMILIES[f](s, t))
+    f"{family}_{size.lower()}_{task}": Published(
+        family, size, task, lambda f=family, s=size, t=task: _FAMILIES[f](s, t)
+    )
     for family, sizes in _TASKS.items()
     for size, tasks in sizes.items()
     for task in tasks
@@ -119,7 +129,7 @@ def published_config(name: str) -> DiTConfig:
     return PUBLISHED[name].config()
 
 
-def published_net(name: str) -> LazyDict:
+def published_net(name: str) -> DictConfig:
     """Return the network of `published_config(name)` as a config node, for experiments and `model=NAME`."""
     config = published_config(name)
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
@@ -128,7 +138,9 @@ def published_net(name: str) -> LazyDict:
     return LazyCall(DiTConfig)(**fields)
 
 
-def _control_node(control: object) -> LazyDict:
+def _control_node(control: object) -> DictConfig:
     kind = type(control)
     values = {field.name: getattr(control, field.name) for field in dataclasses.fields(control)}  # type: ignore[arg-type]
-    return LazyCall(f"{kind.__module__}.{kind.__name__}")(**{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
+    return LazyCall(f"{kind.__module__}.{kind.__name__}")(
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    )

@@ -60,7 +60,9 @@ class SamplerSettings:
         if self.solver == "unipc":
             if self.shift is not None:
                 return schedules.flow_sigmas(self.num_steps, self.shift)
-            return schedules.append_zero(schedules.karras_sigmas(self.num_steps, self.sigma_min, self.sigma_max, self.rho))
+            return schedules.append_zero(
+                schedules.karras_sigmas(self.num_steps, self.sigma_min, self.sigma_max, self.rho)
+            )
         if self.solver == "euler":
             return schedules.euler_sigmas(self.num_steps, self.sigma_min, self.sigma_max, self.rho)
         steps = samplers.solver_intervals(self.solver, self.num_steps)
@@ -72,7 +74,9 @@ def seeded_noise(shape: Sequence[int], seed: int) -> Tensor:
     return torch.from_numpy(np.random.RandomState(seed).standard_normal(tuple(shape)).astype(np.float32))
 
 
-def guided_denoiser(model: WorldModel, condition: Conditioning, settings: SamplerSettings) -> Callable[[Tensor, Tensor], Tensor]:
+def guided_denoiser(
+    model: WorldModel, condition: Conditioning, settings: SamplerSettings
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Return denoise(x, sigma) -> x0 with guidance inside; branches that cannot differ are evaluated once."""
     if settings.cfg_batch not in ("auto", "on", "off"):
         raise ConfigError(f"cfg_batch={settings.cfg_batch!r} is not 'auto', 'on' or 'off'")
@@ -112,7 +116,9 @@ def sample(
     """
     if condition.frames is not None:
         sigma_a = torch.full((noise.shape[0],), settings.augment_sigma, device=noise.device)
-        condition = dataclasses.replace(condition, frames=dataclasses.replace(condition.frames, augment_sigma=sigma_a, release=True))
+        condition = dataclasses.replace(
+            condition, frames=dataclasses.replace(condition.frames, augment_sigma=sigma_a, release=True)
+        )
     denoise = guided_denoiser(model, condition, settings)
     sigmas = settings.sigmas()
     x = noise * samplers.initial_scale(settings.solver, float(sigmas[0]))

@@ -88,7 +88,9 @@ class WorldModel(nn.Module):
     @property
     def tokenizer(self) -> Any:
         if self.tokenizer_holder[0] is None:
-            raise ConfigError("this world model was built without a tokenizer: give one, or use batches with the key 'latent'")
+            raise ConfigError(
+                "this world model was built without a tokenizer: give one, or use batches with the key 'latent'"
+            )
         return self.tokenizer_holder[0]
 
     @property
@@ -107,7 +109,9 @@ class WorldModel(nn.Module):
         if video.dtype == torch.uint8:
             video = video.float() / 127.5 - 1
         elif float(video.abs().amax()) > 1.001:
-            raise DataError(f"a float video must lie in [-1, 1], this one reaches {float(video.abs().amax()):.3f}; pass uint8 or scale it")
+            raise DataError(
+                f"a float video must lie in [-1, 1], this one reaches {float(video.abs().amax()):.3f}; pass uint8 or scale it"
+            )
         return _per_view(self.tokenizer.encode, video, views).float() * self.parameterization.sigma_data
 
     @torch.no_grad()
@@ -150,16 +154,18 @@ class WorldModel(nn.Module):
         """Return the predicted clean latent `(B, C, T, H, W)` of x = x0 + sigma noise; sigma a number, `(B,)`, `(B, 1)`."""
         return self.denoise_details(x, sigma, condition).x0
 
-    def denoise_details(self, x: Tensor, sigma: Tensor | float, condition: Conditioning, *, keep_given: bool = True) -> Denoised:
+    def denoise_details(
+        self, x: Tensor, sigma: Tensor | float, condition: Conditioning, *, keep_given: bool = True
+    ) -> Denoised:
         """As `denoise`, with what the network saw. keep_given: put the given frames back into the prediction."""
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
-        sigma = (sigma.expand(x.shape[0]) if sigma.ndim == 0 else sigma).reshape(x.shape[0], -1)
-        scaling = self.parameterization.scaling(sigma)
+        level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
+        level = (level.expand(x.shape[0]) if level.ndim == 0 else level).reshape(x.shape[0], -1)
+        scaling = self.parameterization.scaling(level)
         frames = condition.frames if condition.data_type == "video" else None
         if frames is None:
             state, network_input, c_noise, mask = x, expand_like(scaling.c_in, x) * x, scaling.c_noise, None
         else:
-            composed = self.frame_strategy.compose(x, sigma, frames, self.parameterization)
+            composed = self.frame_strategy.compose(x, level, frames, self.parameterization)
             state, network_input, c_noise = composed.state, composed.network_input, composed.c_noise
             mask = composed.mask_channel.expand(x.shape[0], 1, *x.shape[2:])
         signals = dict(condition.signals)
@@ -176,7 +182,7 @@ class WorldModel(nn.Module):
             views=condition.views,
             **signals,
         )
-        x0 = self.parameterization.x0(state, output, sigma)
+        x0 = self.parameterization.x0(state, output, level)
         if frames is not None and keep_given:
             x0 = composed.region * frames.latent.to(x0) + (1 - composed.region) * x0
         return Denoised(x0, state, mask)
@@ -186,7 +192,9 @@ class WorldModel(nn.Module):
     def training_loss(self, batch: Mapping[str, Any], seed: int = 0) -> LossOutput:
         """Return the loss of a batch; every draw is a function of (`seed`, `batch["sample_number"]`, its purpose)."""
         if "sample_number" not in batch:
-            raise DataError("a training batch needs 'sample_number' (B,): the loader gives it, and every draw depends on it")
+            raise DataError(
+                "a training batch needs 'sample_number' (B,): the loader gives it, and every draw depends on it"
+            )
         numbers = [int(n) for n in batch["sample_number"]]
         x0, condition = self.prepare(batch)
         sigma = self.draw_sigma(seed, numbers, x0, condition)
@@ -224,8 +232,8 @@ class WorldModel(nn.Module):
             return condition
         frames = x0.shape[2] // condition.views
         if counts is None:
-            low, high = pipe.min_num_conditional_frames, pipe.max_num_conditional_frames
-            counts = torch.tensor(integer_draws(seed, numbers, low, min(high, frames - 1), "num_conditional_frames"))
+            low, high = pipe.min_num_conditional_frames, min(pipe.max_num_conditional_frames, frames - 1)
+            counts = torch.tensor(integer_draws(seed, numbers, min(low, high), high, "num_conditional_frames"))
         given = GivenFrames(
             latent=x0,
             mask=first_frames_mask(counts.to(x0.device), frames, condition.views),
@@ -233,7 +241,7 @@ class WorldModel(nn.Module):
         )
         if isinstance(self.frame_strategy, FrameAugment):
             levels = LogNormal(pipe.augment_sigma_mean, pipe.augment_sigma_std, pipe.augment_sigma_multiplier)
-            given.augment_sigma = levels.sample(*draw_uniforms(seed, numbers, "augment_sigma")).to(x0.device)
+            given.augment_sigma = levels.sample(draw_uniforms(seed, numbers, "augment_sigma", count=1)[0]).to(x0.device)
             given.augment_noise = self._normal(seed, numbers, x0, "augment_noise")
         return dataclasses.replace(condition, frames=given)
 
@@ -274,7 +282,9 @@ class WorldModel(nn.Module):
         """
         from cosmos_predict.models.sampling import SamplerSettings, sample
 
-        return sample(self, noise, condition, settings or SamplerSettings.for_family(self.config.pipe_config.family), on_step)
+        return sample(
+            self, noise, condition, settings or SamplerSettings.for_family(self.config.pipe_config.family), on_step
+        )
 
 
 def _per_view(function: Callable[[Tensor], Tensor], video: Tensor, views: int) -> Tensor:

@@ -37,7 +37,9 @@ class RMSNorm(nn.Module):
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Return `LayerNorm(x) * (1 + scale) + shift` for x `(B, N, D)` and per-frame shift, scale `(B, F, D)` (eps 1e-6)."""
     normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)
-    return torch.addcmul(shift.unsqueeze(2), normed.unflatten(1, (scale.shape[1], -1)), 1 + scale.unsqueeze(2)).flatten(1, 2)
+    return torch.addcmul(shift.unsqueeze(2), normed.unflatten(1, (scale.shape[1], -1)), 1 + scale.unsqueeze(2)).flatten(
+        1, 2
+    )
 
 
 def gated_add(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
@@ -149,7 +151,11 @@ class Block(nn.Module):
         shift, scale, gate = self.adaln_modulation_cross_attn(embedding, lora)
         hidden = modulate(x, shift, scale)
         if views > 1:
-            hidden = self.cross_attn(hidden.unflatten(1, (views, -1)).flatten(0, 1), text).unflatten(0, (-1, views)).flatten(1, 2)
+            hidden = (
+                self.cross_attn(hidden.unflatten(1, (views, -1)).flatten(0, 1), text)
+                .unflatten(0, (-1, views))
+                .flatten(1, 2)
+            )
         else:
             hidden = self.cross_attn(hidden, text)
         x = gated_add(x, gate, hidden)
@@ -164,7 +170,9 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.patch = (config.patch_temporal, config.patch_spatial, config.patch_spatial)
-        self.proj = nn.Sequential(nn.Identity(), nn.Linear(config.in_channels * config.patch_volume, config.model_channels, bias=False))
+        self.proj = nn.Sequential(
+            nn.Identity(), nn.Linear(config.in_channels * config.patch_volume, config.model_channels, bias=False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, frames, height, width = x.shape

@@ -63,7 +63,9 @@ class DiTConfig:
                 f"head counts that fit: {_divisors(self.model_channels)}"
             )
         if self.head_dim % 2:
-            raise ConfigError(f"the head size {self.head_dim} (model_channels / num_heads) must be even for rotary embeddings")
+            raise ConfigError(
+                f"the head size {self.head_dim} (model_channels / num_heads) must be even for rotary embeddings"
+            )
         names = [name for name, _ in channels]
         if not names or names[0] != "latent" or len(set(names)) != len(names):
             raise ConfigError(f"input_channels must start with 'latent' and name every channel once, got {names}")

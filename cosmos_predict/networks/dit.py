@@ -18,7 +18,13 @@ from cosmos_predict.errors import ConfigError
 from cosmos_predict.networks.blocks import Block, FinalLayer, PatchEmbed, RMSNorm, TimestepEmbedder
 from cosmos_predict.networks.config import DiTConfig
 from cosmos_predict.networks.control import Grid, Injection
-from cosmos_predict.networks.rope import LearnablePositionEmbedding, SinCosPositionEmbedding, check_grid, rope_angles, rope_table
+from cosmos_predict.networks.rope import (
+    LearnablePositionEmbedding,
+    SinCosPositionEmbedding,
+    check_grid,
+    rope_angles,
+    rope_table,
+)
 
 
 class DiT(nn.Module):
@@ -36,7 +42,9 @@ class DiT(nn.Module):
         self.t_embedding_norm = RMSNorm(config.model_channels)
         if config.projects_text:
             assert config.crossattn_proj_in_channels is not None
-            self.crossattn_proj = nn.Sequential(nn.Linear(config.crossattn_proj_in_channels, config.crossattn_emb_channels), nn.GELU())
+            self.crossattn_proj = nn.Sequential(
+                nn.Linear(config.crossattn_proj_in_channels, config.crossattn_emb_channels), nn.GELU()
+            )
         if config.extra_pos_emb != "none":
             embedder = LearnablePositionEmbedding if config.extra_pos_emb == "learnable" else SinCosPositionEmbedding
             self.extra_pos_embedder = embedder(config)
@@ -88,7 +96,11 @@ class DiT(nn.Module):
             control.inject(self, {**signals, "condition_mask": condition_mask}, grid, injection)
         tokens = self.x_embedder(self._input_channels(x, condition_mask, padding_mask, signals, injection, grid))
 
-        token_grid = (grid.frames_per_view // config.patch_temporal, height // config.patch_spatial, width // config.patch_spatial)
+        token_grid = (
+            grid.frames_per_view // config.patch_temporal,
+            height // config.patch_spatial,
+            width // config.patch_spatial,
+        )
         rope = self._rope(token_grid, views, self._fps(fps, batch, grid.frames_per_view), x.device)
         extra = self._extra_positions(token_grid, views, tokens)
 
@@ -122,13 +134,18 @@ class DiT(nn.Module):
         if frames % (views * config.patch_temporal):
             raise ConfigError(f"{frames} latent frames do not divide into {views} views")
         if timesteps.shape[0] != batch or timesteps.numel() not in (batch, batch * frames):
-            raise ConfigError(f"timesteps of shape {tuple(timesteps.shape)} fit neither (B,) nor (B, T) for B={batch}, T={frames}")
+            raise ConfigError(
+                f"timesteps of shape {tuple(timesteps.shape)} fit neither (B,) nor (B, T) for B={batch}, T={frames}"
+            )
         if text.shape[0] != batch or text.shape[1] % views:
             raise ConfigError(f"text of shape {tuple(text.shape)} does not fit a batch of {batch} with {views} views")
         expected = config.crossattn_proj_in_channels if config.projects_text else config.crossattn_emb_channels
         if text.shape[2] != expected:
             raise ConfigError(f"text embeddings are {text.shape[2]} wide, the network takes {expected}")
-        check_grid(config, (frames // views // config.patch_temporal, height // config.patch_spatial, width // config.patch_spatial))
+        check_grid(
+            config,
+            (frames // views // config.patch_temporal, height // config.patch_spatial, width // config.patch_spatial),
+        )
 
     def _input_channels(
         self,
@@ -160,17 +177,27 @@ class DiT(nn.Module):
             return None
         if fps is None:
             raise ConfigError("this network measures time in seconds (rope_enable_fps_modulation): give fps")
-        values = fps.flatten().tolist() if isinstance(fps, Tensor) else [float(fps)]
+        values = torch.as_tensor(fps).flatten().tolist()
         if frames > 1 and batch > 1 and any(value != values[0] for value in values):
-            raise ConfigError(f"clips of one batch must have one fps here, got {values}; batch clips of equal fps together")
+            raise ConfigError(
+                f"clips of one batch must have one fps here, got {values}; batch clips of equal fps together"
+            )
         return float(values[0])
 
-    def _rope(self, grid: tuple[int, int, int], views: int, fps: float | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _rope(
+        self, grid: tuple[int, int, int], views: int, fps: float | None, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
         key = (grid, views, fps, device)
         if key not in self._rope_cache:
             config = self.config
-            ratios = (config.rope_h_extrapolation_ratio, config.rope_w_extrapolation_ratio, config.rope_t_extrapolation_ratio)
-            angles = rope_angles(config.head_dim, grid, ratios, fps=fps, base_fps=config.base_fps, views=views, device=device)
+            ratios = (
+                config.rope_h_extrapolation_ratio,
+                config.rope_w_extrapolation_ratio,
+                config.rope_t_extrapolation_ratio,
+            )
+            angles = rope_angles(
+                config.head_dim, grid, ratios, fps=fps, base_fps=config.base_fps, views=views, device=device
+            )
             self._rope_cache = {key: rope_table(angles)}
         return self._rope_cache[key]
 
@@ -194,7 +221,11 @@ class DiT(nn.Module):
                 init = _xavier if xavier else _trunc_normal
                 if xavier and name.startswith("t_embedder"):
                     init = _normal
-                if "adaln_modulation" in name and name.endswith(".2") and not (xavier and name.startswith("final_layer")):
+                if (
+                    "adaln_modulation" in name
+                    and name.endswith(".2")
+                    and not (xavier and name.startswith("final_layer"))
+                ):
                     init = nn.init.zeros_
                 init(module.weight)
             elif isinstance(module, RMSNorm | LearnablePositionEmbedding):

@@ -24,7 +24,11 @@ def count_parameters(config: DiTConfig) -> int:
         assert config.crossattn_proj_in_channels is not None
         total += config.crossattn_proj_in_channels * text + text
     if config.extra_pos_emb == "learnable":
-        lengths = config.max_frames // config.patch_temporal, config.max_img_h // config.patch_spatial, config.max_img_w // config.patch_spatial
+        lengths = (
+            config.max_frames // config.patch_temporal,
+            config.max_img_h // config.patch_spatial,
+            config.max_img_w // config.patch_spatial,
+        )
         total += sum(lengths) * width
     return total + sum(control.num_parameters(config) for control in config.controls)
 

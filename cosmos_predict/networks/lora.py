@@ -223,8 +223,9 @@ def base_keys(network: nn.Module) -> dict[str, str]:
 
 
 def base_state_dict(network: nn.Module) -> dict[str, Tensor]:
-    """Return the network's state dict without adapters, under the keys from before injection (merged weights if
-    merged).
+    """Return the network's state dict without adapters, under the keys from before injection.
+
+    While adapters are merged, the merged weights.
     """
     state = network.state_dict()
     return {plain: state[key] for plain, key in base_keys(network).items()}

@@ -37,7 +37,7 @@ _ADAPTER_KEY = re.compile(
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """What an adapter file says about itself: `base` and `base_hash` name the weights it was trained on, where known."""
+    """What an adapter folder says: its modules, and the name and hash of the weights it belongs to, where known."""
 
     modules: tuple[str, ...]
     base: str | None = None
@@ -149,7 +149,8 @@ def load_adapter_state_dict(
     for name, pair in pairs.items():
         if name not in linears:
             raise CheckpointError(
-                f"the adapter is made for a layer {name!r}, which the network does not have.{nearest_layers(name, linears)}"
+                f"the adapter is made for a layer {name!r}, which the network does not have."
+                + nearest_layers(name, linears)
             )
         _check_pair(name, pair, linears[name], adapter)
     for name, pair in pairs.items():
@@ -161,8 +162,9 @@ def load_adapter_state_dict(
         # rsLoRA divides by the root of the rank
         layer.alpha[adapter] = alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
         layer.active[adapter] = float(weight)
+        meta = layer.weight.is_meta  # then the tensors take the place of the empty ones
         for part, module in (("A", layer.lora_A[adapter]), ("B", layer.lora_B[adapter])):
-            module.load_state_dict({"weight": pair[part]}, assign=module.weight.is_meta)
+            module.load_state_dict({"weight": pair[part]}, assign=meta)
 
 
 def _check_pair(name: str, pair: Mapping[str, Tensor], module: nn.Module, adapter: str) -> None:
@@ -172,13 +174,13 @@ def _check_pair(name: str, pair: Mapping[str, Tensor], module: nn.Module, adapte
     a, b = tuple(pair["A"].shape), tuple(pair["B"].shape)
     if a[1:] != (in_features,) or b != (out_features, a[0]):
         raise CheckpointError(
-            f"the adapter's {name} has A {a} and B {b}; a layer of {in_features} inputs and {out_features} outputs needs "
-            f"A (rank, {in_features}) and B ({out_features}, rank): it belongs to a network of another size"
+            f"the adapter's {name} has A {a} and B {b}; a layer of {in_features} inputs and {out_features} outputs "
+            f"needs A (rank, {in_features}) and B ({out_features}, rank): it belongs to a network of another size"
         )
     if isinstance(module, LoRALinear) and adapter in module.lora_A and module.rank(adapter) != a[0]:
         raise CheckpointError(
-            f"adapter {adapter!r} of {name} has rank {module.rank(adapter)}, the file has rank {a[0]}: set lora_rank={a[0]}, "
-            "or load it under another name"
+            f"adapter {adapter!r} of {name} has rank {module.rank(adapter)}, the file has rank {a[0]}: "
+            f"set lora_rank={a[0]}, or load it under another name"
         )
 
 

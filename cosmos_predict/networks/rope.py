@@ -104,7 +104,9 @@ class LearnablePositionEmbedding(nn.Module):
         """Return `(1, views*T*h*w, D)` for a grid of (T, h, w) tokens per view."""
         frames, height, width = grid
         table = (
-            self.pos_emb_t[:frames, None, None] + self.pos_emb_h[None, :height, None] + self.pos_emb_w[None, None, :width]
+            self.pos_emb_t[:frames, None, None]
+            + self.pos_emb_h[None, :height, None]
+            + self.pos_emb_w[None, None, :width]
         ).flatten(0, 2)
         rms = torch.linalg.vector_norm(table, dim=-1, keepdim=True, dtype=torch.float32) / math.sqrt(table.shape[-1])
         table = table / (1e-6 + rms).to(table.dtype)
@@ -117,7 +119,11 @@ class SinCosPositionEmbedding(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.dim = config.model_channels
-        self.ratios = (config.extra_t_extrapolation_ratio, config.extra_h_extrapolation_ratio, config.extra_w_extrapolation_ratio)
+        self.ratios = (
+            config.extra_t_extrapolation_ratio,
+            config.extra_h_extrapolation_ratio,
+            config.extra_w_extrapolation_ratio,
+        )
         self.cache: dict[tuple, Tensor] = {}
 
     def forward(self, grid: tuple[int, int, int], views: int = 1, device: torch.device | None = None) -> Tensor:

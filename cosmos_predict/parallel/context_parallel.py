@@ -10,6 +10,7 @@ Sources: Cosmos-Predict2 context_parallel.py and a2a_cp.py, re-derived from thei
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,21 +24,21 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def check_context_parallel(cp_size: int, latent_frames: int, num_heads: int) -> None:
-    """Raise ConfigError, naming the sizes that fit, unless `cp_size` divides the latent frames of a view and the heads."""
+    """Raise ConfigError, naming the sizes that fit, unless `cp_size` divides a view's latent frames and the heads."""
     if cp_size >= 1 and latent_frames % cp_size == 0 and num_heads % cp_size == 0:
         return
-    fit = [
-        size for size in range(1, min(latent_frames, num_heads) + 1) if latent_frames % size == num_heads % size == 0
-    ]
     raise ConfigError(
-        f"context_parallel_size={cp_size} must divide the {latent_frames} latent frames (of each view) and the {num_heads} "
-        f"attention heads; sizes that fit: {', '.join(map(str, fit))}"
+        f"context_parallel_size={cp_size} must divide the {latent_frames} latent frames (of each view) and the "
+        f"{num_heads} attention heads; sizes that fit: {_divisors(math.gcd(latent_frames, num_heads))}"
     )
 
 
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0) or "none"
+
+
 def split_sequence(x: Tensor, rank: int, cp_size: int, dim: int = 2, views: int = 1) -> Tensor:
-    """Return part `rank` of `cp_size` contiguous parts of x along `dim`, of each view's own range when that is
-    view-major.
+    """Return part `rank` of `cp_size` contiguous parts of x along `dim`, which is view-major.
 
     Latents `(B, C, V*T, H, W)` are split along dim 2, view indices and per-frame values `(B, V*T)` along dim 1, rotary
     tables `(V*T*H*W, ...)` along dim 0 (whole frames, because T divides). Raises ConfigError when a view's length does
@@ -45,12 +46,7 @@ def split_sequence(x: Tensor, rank: int, cp_size: int, dim: int = 2, views: int 
     """
     size = x.shape[dim]
     if size % (views * cp_size):
-        length = size // views
-        fit = (
-            ", ".join(str(n) for n in range(1, length + 1) if length % n == 0)
-            if size % views == 0 and length
-            else "none"
-        )
+        fit = _divisors(size // views if size % views == 0 else 0)
         raise ConfigError(
             f"axis {dim} of shape {tuple(x.shape)} does not divide into {views} view(s) of {cp_size} equal parts; "
             f"context parallel sizes that fit: {fit}"
@@ -63,8 +59,7 @@ def split_sequence(x: Tensor, rank: int, cp_size: int, dim: int = 2, views: int 
 
 
 def gather_sequence(x: Tensor, group: dist.ProcessGroup | None, dim: int = 2, views: int = 1) -> Tensor:
-    """Return the whole of which each rank of `group` holds the part that `split_sequence` gives; the same on every
-    rank.
+    """Return, on every rank, the whole of which each rank of `group` holds the part that `split_sequence` gives.
 
     Differentiable. The gradient of a part is the sum of what all ranks send back for it, so that averaging parameter
     gradients over the group's ranks gives the gradient of the mean of the ranks' losses.
@@ -77,9 +72,7 @@ def gather_sequence(x: Tensor, group: dist.ProcessGroup | None, dim: int = 2, vi
 
 
 def sequence_to_heads(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """All-to-all `(B, N/cp, heads, d)` -> `(B, N, heads/cp, d)`: rank r gets the r-th contiguous block of heads.
-    Differentiable.
-    """
+    """All-to-all `(B, N/cp, heads, d)` -> `(B, N, heads/cp, d)`, differentiable: rank r gets the r-th block of heads."""
     if group is None or group.size() == 1:
         return x
     return _to_heads((x,), group)
@@ -111,9 +104,8 @@ def _to_heads(parts: tuple[Tensor, ...], group: dist.ProcessGroup) -> Tensor:
     """`sequence_to_heads` of several tensors in one exchange, one after another along the heads axis."""
     size, heads = group.size(), parts[0].shape[2]
     if heads % size:
-        fit = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
         raise ConfigError(
-            f"{heads} attention heads do not divide over {size} context parallel ranks; sizes that fit: {fit}"
+            f"{heads} attention heads do not divide over {size} context parallel ranks; sizes that fit: {_divisors(heads)}"
         )
     sent = torch.cat([part.unflatten(2, (size, -1)).movedim(2, 0) for part in parts], dim=3)
     received = _AllToAll.apply(sent, group)  # (cp = part of the sequence, B, N/cp, parts * heads/cp, d)
@@ -121,7 +113,7 @@ def _to_heads(parts: tuple[Tensor, ...], group: dist.ProcessGroup) -> Tensor:
 
 
 class _AllToAll(torch.autograd.Function):
-    """Exchange x `(cp, ...)`: entry s of rank r becomes entry r of rank s. It is its own inverse, and its own adjoint."""
+    """Exchange x `(cp, ...)`: entry s of rank r becomes entry r of rank s. Its own inverse, and its own adjoint."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -160,6 +160,8 @@ def finish_distributed(status: int = 0) -> NoReturn:
         watcher.give_up(status)
     closed = _close_all()
     if watcher is None:
+        if dist.is_initialized():  # by somebody else's call
+            dist.destroy_process_group()
         sys.exit(status or closed)
     # What the interpreter itself does first when it exits: end idle executors and join every thread that is no daemon.
     threading._shutdown()  # type: ignore[attr-defined]
@@ -196,7 +198,7 @@ class _Watcher(threading.Thread):
     def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
         super().__init__(name="rank watcher", daemon=True)
         self.rank, self.world_size = rank, world_size
-        self._store, self._watched = store, store.clone()
+        self._store, self._watched = store, store.clone()  # type: ignore[attr-defined]  # newer than its stub
         self._done = threading.Event()  # this rank needs no watching any more
 
     def run(self) -> None:
@@ -225,18 +227,18 @@ class _Watcher(threading.Thread):
         """Wait until every rank has left its last collective, then destroy the group; return 0, or 1 if that failed."""
         try:
             dist.barrier()
-            # A rank may return from the barrier while another is still inside: nobody closes a socket before all are
-            # out.
+            # A rank may return from the barrier while another is still inside: close no socket before all are out.
             self._arrive("left_barrier", self.world_size)
             self._done.set()
             self.join()
             dist.destroy_process_group()
-            self._arrive("left_group", self.world_size if self.rank == 0 else 0)  # rank 0 may host the store
-            return 0
         except Exception as error:
             print(f"rank {self.rank} could not end together with the others: {error}", file=sys.stderr)
             self.give_up(1)
             return 1
+        with contextlib.suppress(Exception):  # nothing is left to do; rank 0, which may host the store, leaves last
+            self._arrive("left_group", self.world_size if self.rank == 0 else 0)
+        return 0
 
     def _arrive(self, key: str, number: int) -> None:
         """Count this rank and wait for `number` of them, but not for ranks that died on these last metres."""

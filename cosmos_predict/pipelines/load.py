@@ -96,7 +96,9 @@ def _from_published(path: Path) -> tuple[ModelConfig, int, tuple[int, int], floa
     tokenizer, num_frames, size, fps = PUBLISHED_DEFAULTS[found.family]
     beside = path.parent / "tokenizer"
     weights = next((str(p) for p in (beside / "tokenizer.pth", beside) if p.exists()), "")
-    pipe = PipeConfig(net=found.require_config(path), family=found.family, tokenizer=TokenizerConfig(tokenizer, weights))
+    pipe = PipeConfig(
+        net=found.require_config(path), family=found.family, tokenizer=TokenizerConfig(tokenizer, weights)
+    )
     if not weights:
         logger.warning("no tokenizer beside {}: give --tokenizer_path", path)
     return ModelConfig(pipe_config=pipe), num_frames, size, fps

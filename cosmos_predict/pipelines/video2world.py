@@ -70,7 +70,9 @@ def generate(
     """
     tokenizer, net = model.tokenizer, model.net
     if not model.takes_frames:
-        raise ConfigError("this network takes no given frames (it has no condition-mask channel): it is a text-to-video model")
+        raise ConfigError(
+            "this network takes no given frames (it has no condition-mask channel): it is a text-to-video model"
+        )
     device = net.x_embedder.proj[1].weight.device
     frames = tokenizer.get_latent_num_frames(clip.num_frames)
     given_frames = tokenizer.get_latent_num_frames(clip.num_conditional_frames)
@@ -80,10 +82,14 @@ def generate(
     step = scale * net.config.patch_spatial
     if any(side % step for side in clip.size):
         near = tuple(max(step, round(side / step) * step) for side in clip.size)
-        raise ConfigError(f"size {clip.size[0]} x {clip.size[1]} (height x width) must be a multiple of {step}; nearest: {near[0]} x {near[1]}")
+        raise ConfigError(
+            f"size {clip.size[0]} x {clip.size[1]} (height x width) must be a multiple of {step}; nearest: {near[0]} x {near[1]}"
+        )
     shape = (1, net.config.latent_channels, frames, clip.size[0] // scale, clip.size[1] // scale)
     latent = torch.zeros(shape, device=device)
-    latent[:, :, :given_frames] = model.encode(read_condition(clip.input_path, clip.size, clip.num_conditional_frames).to(device))
+    latent[:, :, :given_frames] = model.encode(
+        read_condition(clip.input_path, clip.size, clip.num_conditional_frames).to(device)
+    )
     condition = Conditioning(
         text=text.to(device),
         negative_text=None if negative_text is None else negative_text.to(device),
@@ -93,5 +99,7 @@ def generate(
     )
     noise = seeded_noise(shape, clip.seed).to(device)
     sampled = model.sample(noise, condition, settings, on_step=on_step)
-    sampled[:, :, :given_frames] = latent[:, :, :given_frames]  # Predict1's solver leaves a trace of its own noise there
+    sampled[:, :, :given_frames] = latent[
+        :, :, :given_frames
+    ]  # Predict1's solver leaves a trace of its own noise there
     return to_frames(model.decode(sampled)[0])

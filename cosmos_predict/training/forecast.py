@@ -23,10 +23,14 @@ def forecast(config: Config) -> str:
     net = pipe.net
     assert net is not None and loader is not None
     parameters = count_parameters(net)
-    lines = [f"network      {net.model_channels} wide, {net.num_blocks} blocks, {net.num_heads} heads, {parameters / 1e6:,.1f} M parameters"]
+    lines = [
+        f"network      {net.model_channels} wide, {net.num_blocks} blocks, {net.num_heads} heads, {parameters / 1e6:,.1f} M parameters"
+    ]
     batch = int(loader.get("batch_size", 1))
     accumulation = accumulation_steps(config, batch)
-    lines.append(f"batch        {batch} per step x 1 data-parallel rank x {accumulation} accumulation = {batch * accumulation} per update")
+    lines.append(
+        f"batch        {batch} per step x 1 data-parallel rank x {accumulation} accumulation = {batch * accumulation} per update"
+    )
     dataset = loader.get("dataset")
     if dataset is not None and dataset.get("num_frames") and dataset.get("video_size"):
         tokenizer = load_tokenizer(pipe.tokenizer.name, device="meta", **pipe.tokenizer.options)
@@ -35,10 +39,16 @@ def forecast(config: Config) -> str:
         height, width = (int(size) // scale for size in dataset.video_size)
         shape = (frames * pipe.views, height, width)
         tokens = count_tokens(net, shape)
-        lines.append(f"sample       {dataset.num_frames} frames of {dataset.video_size[0]} x {dataset.video_size[1]} -> latent {shape} -> {tokens:,} tokens")
+        lines.append(
+            f"sample       {dataset.num_frames} frames of {dataset.video_size[0]} x {dataset.video_size[1]}"
+            f" -> latent {shape} -> {tokens:,} tokens"
+        )
         flops = training_flops(net, tokens, frames=shape[0], views=pipe.views)
-        lines.append(f"compute      {flops * batch * accumulation / 1e12:,.2f} TFLOP per update (forward + backward, no recomputation)")
+        lines.append(
+            f"compute      {flops * batch * accumulation / 1e12:,.2f} TFLOP per update (forward + backward, no recomputation)"
+        )
     state = parameters * 4 * (4 + pipe.ema.enabled)
-    lines.append(f"memory       {state / GIB:,.2f} GiB of weights, gradients, moments{', EMA' if pipe.ema.enabled else ''} (float32), activations on top")
+    kept = "weights, gradients, moments" + (", EMA" if pipe.ema.enabled else "")
+    lines.append(f"memory       {state / GIB:,.2f} GiB of {kept} (float32), activations on top")
     lines.append(f"run folder   {config.job.path_local}")
     return "\n".join(lines)

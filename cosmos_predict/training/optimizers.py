@@ -115,7 +115,7 @@ class MasterAdamW(torch.optim.AdamW):
         masters: list[Tensor] = state.pop("masters", [])
         if len(masters) != len(self.masters):
             raise ConfigError(
-                f"the optimizer state holds {len(masters)} float32 masters, the model has {len(self.masters)} parameters"
+                f"the optimizer state holds {len(masters)} float32 masters, this run has {len(self.masters)} parameters"
             )
         super().load_state_dict(state)
         for parameter, master, saved in zip(self.parameters, self.masters, masters, strict=True):

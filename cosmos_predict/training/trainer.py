@@ -21,7 +21,13 @@ from torch import Tensor
 from cosmos_predict.checkpoint.export import export_checkpoint
 from cosmos_predict.checkpoint.load import load_state
 from cosmos_predict.checkpoint.run_folder import RunFolder, find_run_folder
-from cosmos_predict.checkpoint.run_state import load_optimizer_state, load_run_state, optimizer_state, restore_rng, save_run_state
+from cosmos_predict.checkpoint.run_state import (
+    load_optimizer_state,
+    load_run_state,
+    optimizer_state,
+    restore_rng,
+    save_run_state,
+)
 from cosmos_predict.config.files import config_hash, save_config
 from cosmos_predict.config.lazy import instantiate
 from cosmos_predict.config.schema import Config
@@ -55,7 +61,9 @@ class Trainer:
         self.ranks = ranks or Ranks()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self.ranks.world_size > 1:
-            raise ConfigError(f"{self.ranks.world_size} processes: this version trains on one; start it without torchrun, or with --nproc_per_node=1")
+            raise ConfigError(
+                f"{self.ranks.world_size} processes: this version trains on one; start it without torchrun, or with --nproc_per_node=1"
+            )
         self.recipe = config.job.experiment or config.job.name
         self.folder = RunFolder(config.job.path_local, config.checkpoint.type)
         self.progress = Progress()
@@ -122,11 +130,15 @@ class Trainer:
         parameters = dict(self.model.named_parameters())
         if parameters.keys() != saved.keys():
             difference = sorted(parameters.keys() ^ saved.keys())
-            raise CheckpointError(f"{self.folder.root} holds another network: {len(difference)} names differ, such as {difference[:3]}")
+            raise CheckpointError(
+                f"{self.folder.root} holds another network: {len(difference)} names differ, such as {difference[:3]}"
+            )
         with torch.no_grad():
             for name, parameter in parameters.items():
                 if parameter.shape != saved[name].shape:
-                    raise CheckpointError(f"{self.folder.root}: {name} is {tuple(saved[name].shape)}, this run's is {tuple(parameter.shape)}")
+                    raise CheckpointError(
+                        f"{self.folder.root}: {name} is {tuple(saved[name].shape)}, this run's is {tuple(parameter.shape)}"
+                    )
                 parameter.copy_(saved[name])
 
     # ---- the loop ----------------------------------------------------------------------------------------------
@@ -162,7 +174,9 @@ class Trainer:
         if saved != progress.iteration:
             self.save()
         if self.stop_signal is not None:
-            logger.warning("{}: saved iteration {} and stopping; the same command resumes it", self.stop_signal, progress.iteration)
+            logger.warning(
+                "{}: saved iteration {} and stopping; the same command resumes it", self.stop_signal, progress.iteration
+            )
         for callback in self.callbacks:
             callback.on_train_end(self)
 
@@ -191,12 +205,19 @@ class Trainer:
             self.ema.update(self.weights(), progress.iteration)
         self.optimizer.zero_grad(set_to_none=True)
         progress.iteration += 1
-        return StepReport(progress.iteration, losses, clip.total_norm, lr, clip.skip_step, self.batch_size * self.accumulation, waited)
+        return StepReport(
+            progress.iteration, losses, clip.total_norm, lr, clip.skip_step, self.batch_size * self.accumulation, waited
+        )
 
     def _count_skip(self, norm: float) -> None:
         self.progress.skipped += 1
         self.progress.skipped_in_a_row += 1
-        logger.warning("iteration {}: gradient norm is {}, update skipped ({} so far)", self.progress.iteration, norm, self.progress.skipped)
+        logger.warning(
+            "iteration {}: gradient norm is {}, update skipped ({} so far)",
+            self.progress.iteration,
+            norm,
+            self.progress.skipped,
+        )
         if self.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise FloatingPointError(
                 f"{MAX_SKIPPED_IN_A_ROW} updates in a row had non-finite gradients: the run diverged. Resume from an older "
@@ -252,7 +273,9 @@ class Trainer:
         logger.info("saved iteration {} under {}", progress.iteration, self.folder.checkpoints)
 
     def _export(self, iteration: int) -> None:
-        export_checkpoint(self.folder, iteration, self.weights(), self.ema.state_dict() if self.ema is not None else None)
+        export_checkpoint(
+            self.folder, iteration, self.weights(), self.ema.state_dict() if self.ema is not None else None
+        )
 
     def _expected_exports(self, iteration: int) -> list[Path]:
         return [path for part, path in self.folder.exports(iteration).items() if part != "ema" or self.ema is not None]
@@ -285,4 +308,3 @@ def resolve_checkpoint(path: str | Path) -> Path:
     if iteration is None:
         raise CheckpointError(f"{folder.root} holds no complete iteration")
     return next(iter(folder.exports(iteration).values()))
-

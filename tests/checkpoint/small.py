@@ -55,7 +55,11 @@ def published_state(net: DiT, dialect: str = "predict2") -> dict[str, Tensor]:
     state["net.pos_embedder.seq"] = torch.arange(128.0)
     state["net.blocks.0.self_attn.q_norm._extra_state"] = torch.zeros(3, dtype=torch.uint8)
     if dialect == "predict1":
-        state |= {"logvar.0.freqs": torch.randn(8), "logvar.0.phases": torch.randn(8), "logvar.1.weight": torch.randn(1, 8)}
+        state |= {
+            "logvar.0.freqs": torch.randn(8),
+            "logvar.0.phases": torch.randn(8),
+            "logvar.1.weight": torch.randn(1, 8),
+        }
     else:
         state["net.accum_iteration"] = torch.tensor(7)
     return state

@@ -42,7 +42,9 @@ def test_a_dialect_either_names_every_tensor_or_refuses_and_lists_them(name):
     for dialect in DIALECTS:
         nameless = [key for key in native if from_native(key, dialect) is None]
         if nameless:
-            with pytest.raises(CheckpointError, match=rf"dialect '{dialect}' has no name for {len(nameless)} tensor") as error:
+            with pytest.raises(
+                CheckpointError, match=rf"dialect '{dialect}' has no name for {len(nameless)} tensor"
+            ) as error:
                 translated_names(native, "predict2", dialect)
             assert nameless[0] in str(error.value) and "predict2" in str(error.value)
         else:
@@ -54,7 +56,10 @@ def test_a_dialect_either_names_every_tensor_or_refuses_and_lists_them(name):
 def test_what_has_no_name_where():
     crossing = {"crossattn_proj.0.weight": ("predict1",), "view_embeddings.weight": ("diffusers",)}
     crossing |= {"action_embedder_B_D.fc1.bias": ("diffusers",), "traj_embeddings.weight": ("diffusers",)}
-    crossing |= {"blocks.3.cam_encoder.weight": ("predict1", "diffusers"), "my_control.weight": ("predict1", "diffusers")}
+    crossing |= {
+        "blocks.3.cam_encoder.weight": ("predict1", "diffusers"),
+        "my_control.weight": ("predict1", "diffusers"),
+    }
     for key, without in crossing.items():
         assert tuple(d for d in DIALECTS if from_native(key, d) is None) == without
         assert from_native(key, "predict2") == key
@@ -64,7 +69,10 @@ def test_values_travel_with_their_names():
     state = {"blocks.block3.blocks.1.block.attn.to_k.1.weight": 1, "affline_norm.weight": 2}
     native = translate(state, "predict1", "predict2")
     assert native == {"blocks.3.cross_attn.k_norm.weight": 1, "t_embedding_norm.weight": 2}
-    assert translate(native, "predict2", "diffusers") == {"transformer_blocks.3.attn2.norm_k.weight": 1, "time_embed.norm.weight": 2}
+    assert translate(native, "predict2", "diffusers") == {
+        "transformer_blocks.3.attn2.norm_k.weight": 1,
+        "time_embed.norm.weight": 2,
+    }
     assert translate(native, "predict2", "predict1") == state
 
 

@@ -70,10 +70,14 @@ def test_ema_and_regular_weights(tmp_path):
     assert same_weights(net, load_network(tmp_path / "both.pt", config=net.config))
     assert same_weights(ema, load_network(tmp_path / "both.pt", config=net.config, ema=True))
     torch.save(published_state(net), tmp_path / "reg_model.pt")
-    with pytest.raises(CheckpointError, match=r"reg_model.pt: EMA weights asked for, but the file has only regular weights \(net\.\*\)"):
+    with pytest.raises(
+        CheckpointError, match=r"reg_model.pt: EMA weights asked for, but the file has only regular weights \(net\.\*\)"
+    ):
         load_network(tmp_path / "reg_model.pt", config=net.config, ema=True)
     torch.save({key: value for key, value in both.items() if "net_ema." in key}, tmp_path / "only.pt")
-    with pytest.raises(CheckpointError, match=r"regular weights asked for, but the file has only EMA weights \(net_ema"):
+    with pytest.raises(
+        CheckpointError, match=r"regular weights asked for, but the file has only EMA weights \(net_ema"
+    ):
         load_network(tmp_path / "only.pt", config=net.config)
     # Predict1 keeps EMA weights in a file of their own, under net.*
     torch.save(published_state(ema), tmp_path / "iter_000000200_ema_model.pt")
@@ -82,7 +86,11 @@ def test_ema_and_regular_weights(tmp_path):
 
 def test_ema_of_an_unsharded_tracker_with_dashes(tmp_path):
     net = tiny_network("predict1_7b_text2world")
-    state = {key.replace(".", "-"): value for key, value in published_state(net, "predict1").items() if key.startswith("net.")}
+    state = {
+        key.replace(".", "-"): value
+        for key, value in published_state(net, "predict1").items()
+        if key.startswith("net.")
+    }
     torch.save(state, tmp_path / "iter_000000200_ema_model.pt")
     assert same_weights(net, load_network(tmp_path / "iter_000000200_ema_model.pt", config=net.config, ema=True))
 
@@ -93,7 +101,9 @@ def test_the_log_variance_head_lies_outside_the_network():
     head[0].register_buffer("freqs", torch.zeros(8))
     head[0].register_buffer("phases", torch.zeros(8))
     load_log_variance(head, state)
-    assert torch.equal(head[0].phases, state["logvar.0.phases"]) and torch.equal(head[1].weight, state["logvar.1.weight"])
+    assert torch.equal(head[0].phases, state["logvar.0.phases"]) and torch.equal(
+        head[1].weight, state["logvar.1.weight"]
+    )
     with pytest.raises(CheckpointError, match=r"logvar.*\nmissing from the file: 3"):
         load_log_variance(head, {"net.x": torch.zeros(1)})
 
@@ -142,11 +152,23 @@ def test_wrong_keys():
 def test_wrong_shapes_and_other_sizes():
     net = tiny_network("predict2_2b_video2world")
     wide = tiny_network("predict2_2b_video2world", model_channels=48)
-    refuse(net, wide.state_dict(), r"wrong shape: 4\d\n  x_embedder\.proj\.1\.weight  file \(48, 72\), network \(24, 72\)", "the file is 48 wide, the network 24")
+    refuse(
+        net,
+        wide.state_dict(),
+        r"wrong shape: 4\d\n  x_embedder\.proj\.1\.weight  file \(48, 72\), network \(24, 72\)",
+        "the file is 48 wide, the network 24",
+    )
     deep = tiny_network("predict2_2b_video2world", num_blocks=3)
-    refuse(net, deep.state_dict(), "another size: the file has 3 blocks, the network 2", r"blocks\.2\.mlp\.layer1\.weight")
+    refuse(
+        net, deep.state_dict(), "another size: the file has 3 blocks, the network 2", r"blocks\.2\.mlp\.layer1\.weight"
+    )
     image = tiny_network("predict2_2b_text2image")
-    refuse(net, image.state_dict(), r"the file takes 4 patch columns \(1 input channels at patch 1x2x2\) less", "grow_from_base")
+    refuse(
+        net,
+        image.state_dict(),
+        r"the file takes 4 patch columns \(1 input channels at patch 1x2x2\) less",
+        "grow_from_base",
+    )
     refuse(image, net.state_dict(), "the network takes 4 patch columns")
 
 
@@ -154,10 +176,18 @@ def test_likely_causes():
     net = tiny_network("predict2_2b_video2world")
     action = tiny_network("predict2_2b_action")
     refuse(action, net.state_dict(), "a base without action_embedder_B_3D, action_embedder_B_D", "grow_from_base")
-    refuse(net, action.state_dict(), "modules that this network's configuration leaves out: action_embedder_B_3D, action_embedder_B_D")
+    refuse(
+        net,
+        action.state_dict(),
+        "modules that this network's configuration leaves out: action_embedder_B_3D, action_embedder_B_D",
+    )
     cut = {key: value for key, value in net.state_dict().items() if not key.startswith("blocks.1.mlp")}
     refuse(net, cut, r"  blocks\.1\.mlp\.layer1\.weight", "the file is incomplete: it was cut, or one shard of several")
-    refuse(net, {"encoder.conv1.weight": torch.zeros(2), "decoder.middle.0.bias": torch.zeros(1)}, "this is a video tokenizer")
+    refuse(
+        net,
+        {"encoder.conv1.weight": torch.zeros(2), "decoder.middle.0.bias": torch.zeros(1)},
+        "this is a video tokenizer",
+    )
     adapted = tiny_network("predict2_2b_video2world")
     inject_lora(adapted, rank=2)
     refuse(net, adapted.state_dict(), "a LoRA file.*base_layer", r"convert_checkpoint\.py --merge", r"blocks\.\{0-1\}")
@@ -167,7 +197,9 @@ def test_likely_causes():
 
 
 def test_a_tokenizer_and_adapters_alone_are_not_networks(tmp_path):
-    torch.save({"encoder.conv1.weight": torch.zeros(2), "decoder.conv1.weight": torch.zeros(1)}, tmp_path / "tokenizer.pth")
+    torch.save(
+        {"encoder.conv1.weight": torch.zeros(2), "decoder.conv1.weight": torch.zeros(1)}, tmp_path / "tokenizer.pth"
+    )
     with pytest.raises(CheckpointError, match=r"tokenizer\.pth: not a Cosmos diffusion network: a video tokenizer"):
         load_network(tmp_path / "tokenizer.pth")
     torch.save({"base_model.model.blocks.0.mlp.layer1.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "a.pt")

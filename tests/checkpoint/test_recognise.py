@@ -30,7 +30,12 @@ def test_every_published_file_needs_no_config_and_matches_with_nothing_left_over
     shapes = manifest(name)
     found = recognise(shapes)
     published = PUBLISHED[name]
-    assert (found.name, found.family, found.size, found.task) == (name, published.family, published.size, published.task)
+    assert (found.name, found.family, found.size, found.task) == (
+        name,
+        published.family,
+        published.size,
+        published.task,
+    )
     assert found.config == published_config(name) and not found.assumed
     net = build_dit(found.config, device="meta", dtype=torch.bfloat16)
     load_state(net, {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, device="meta")
@@ -51,7 +56,10 @@ def test_a_control_on_a_published_size_takes_the_rotary_options_of_its_relative(
     for changes, task in (
         ({"controls": (ActionControl("per_latent", 7, 4),)}, "video2world_action"),
         ({"controls": (CameraBlockControl(features=96),)}, "video2world_camera"),
-        ({"controls": (TrajectoryControl(),), "input_channels": (*base.input_channels, ("trajectory", 12))}, "video2world_trajectory"),
+        (
+            {"controls": (TrajectoryControl(),), "input_channels": (*base.input_channels, ("trajectory", 12))},
+            "video2world_trajectory",
+        ),
         ({"input_channels": plucker}, "video2world_camera"),
     ):
         found = recognise(shapes_of(base.replace(**changes)))
@@ -64,7 +72,10 @@ def test_a_size_that_nobody_published_needs_a_config_and_says_which_fields():
     config = tiny_config("predict2_2b_video2world")
     found = recognise(shapes_of(config))
     assert found.config is None and found.fields["num_heads"] == 2 and found.fields["mlp_ratio"] == 4.0
-    with pytest.raises(CheckpointError, match="24 channels and 2 blocks.*rope_h_extrapolation_ratio.*rope_enable_fps_modulation.*config"):
+    with pytest.raises(
+        CheckpointError,
+        match="24 channels and 2 blocks.*rope_h_extrapolation_ratio.*rope_enable_fps_modulation.*config",
+    ):
         found.require_config("x.pt")
 
 
@@ -105,8 +116,13 @@ def test_metadata_cannot_name_foreign_code():
 
 
 def test_translation_of_a_whole_manifest_keeps_every_shape():
-    shapes = {unwrap_key(k).name: s for k, s in manifest("predict1_14b_video2world").items() if unwrap_key(k).part == "reg"}
+    shapes = {
+        unwrap_key(k).name: s for k, s in manifest("predict1_14b_video2world").items() if unwrap_key(k).part == "reg"
+    }
     shapes.pop("pos_embedder.seq")
-    expected = {n: tuple(p.shape) for n, p in build_dit(published_config("predict1_14b_video2world"), device="meta").state_dict().items()}
+    expected = {
+        n: tuple(p.shape)
+        for n, p in build_dit(published_config("predict1_14b_video2world"), device="meta").state_dict().items()
+    }
     assert {to_native(key, "predict1"): shape for key, shape in shapes.items()} == expected
     assert len(translated_names(shapes, "predict1", "diffusers")) == len(shapes)

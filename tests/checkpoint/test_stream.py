@@ -28,7 +28,9 @@ STATE = {
 
 def equal(found):
     assert set(found) == set(STATE)
-    return all(torch.equal(found[k], v) and found[k].dtype == v.dtype and found[k].shape == v.shape for k, v in STATE.items())
+    return all(
+        torch.equal(found[k], v) and found[k].dtype == v.dtype and found[k].shape == v.shape for k, v in STATE.items()
+    )
 
 
 @pytest.mark.parametrize("mmap", [False, True])
@@ -55,14 +57,19 @@ def test_safetensors_reads_the_safetensors(tmp_path):
     path = tmp_path / "model.safetensors"
     write_tensors(path, entries_of(STATE), metadata={"key": "value"})
     assert equal(load_file(path))
-    assert json.loads(path.read_bytes()[8:].split(b"}", 1)[0][len('{"__metadata__":') :] + b"}") == {"format": "pt", "key": "value"}
+    assert json.loads(path.read_bytes()[8:].split(b"}", 1)[0][len('{"__metadata__":') :] + b"}") == {
+        "format": "pt",
+        "key": "value",
+    }
 
 
 def test_float8_only_in_safetensors(tmp_path):
     state = {"w": torch.randn(4, 4).to(torch.float8_e4m3fn)}
     write_tensors(tmp_path / "m.safetensors", entries_of(state))
     assert torch.equal(load_file(tmp_path / "m.safetensors")["w"].float(), state["w"].float())
-    with pytest.raises(CheckpointError, match=r"tensor 'w' has dtype torch.float8_e4m3fn, which a \.pt file cannot hold"):
+    with pytest.raises(
+        CheckpointError, match=r"tensor 'w' has dtype torch.float8_e4m3fn, which a \.pt file cannot hold"
+    ):
         write_tensors(tmp_path / "m.pt", entries_of(state))
     assert not (tmp_path / "m.pt").exists()
 
@@ -70,12 +77,14 @@ def test_float8_only_in_safetensors(tmp_path):
 def test_shards_with_an_index(tmp_path):
     path = tmp_path / "model.safetensors"
     files = write_tensors(path, entries_of(STATE), max_shard_bytes=100)
-    assert [f.name for f in files][0] == "model-00001-of-00003.safetensors" and files[-1].name == "model.safetensors.index.json"
+    assert files[0].name == "model-00001-of-00003.safetensors" and files[-1].name == "model.safetensors.index.json"
     index = json.loads(files[-1].read_text())
     assert index["metadata"]["total_size"] == sum(v.numel() * v.itemsize for v in STATE.values())
     assert equal(load_tensors(tmp_path)) and equal(load_tensors(files[-1]))
     assert all(sum(t.numel() * t.itemsize for t in load_file(f).values()) <= 100 for f in files[1:-1])
-    assert write_tensors(tmp_path / "one.safetensors", entries_of(STATE), max_shard_bytes=10**6) == [tmp_path / "one.safetensors"]
+    assert write_tensors(tmp_path / "one.safetensors", entries_of(STATE), max_shard_bytes=10**6) == [
+        tmp_path / "one.safetensors"
+    ]
 
 
 def test_nothing_is_left_behind_when_a_tensor_fails(tmp_path):
@@ -121,7 +130,7 @@ from tests.checkpoint.small import tiny_config
 from cosmos_predict.checkpoint.metadata import config_to_json, METADATA_KEY
 
 folder, suffix = sys.argv[1:]
-config = tiny_config("predict2_2b_video2world", model_channels=1024, num_blocks=8, adaln_lora_dim=64, crossattn_emb_channels=512)
+config = tiny_config("predict2_2b_video2world", model_channels=2048, num_blocks=3, adaln_lora_dim=64, crossattn_emb_channels=512)
 net = build_dit(config, device="meta")
 entries = [
     Entry(f"net.{n}", tuple(p.shape), torch.float32, lambda s=p.shape: torch.full(s, 0.5)) for n, p in net.named_parameters()
@@ -132,16 +141,20 @@ small = [Entry("net." + n, tuple(p.shape), torch.float32, lambda p=p: torch.zero
 write_tensors(f"{folder}/warm.safetensors", small, metadata={METADATA_KEY: config_to_json(tiny_config("predict2_2b_video2world"))})
 convert(f"{folder}/warm.safetensors", f"{folder}/warm_out.{suffix}", Conversion(to="diffusers"))
 write_tensors(f"{folder}/in.pt", entries)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before = peak()
+with open("/proc/self/statm") as stream:
+    before = int(stream.read().split()[1]) * resource.getpagesize()
 convert(f"{folder}/in.pt", f"{folder}/out.{suffix}", Conversion(to="predict1", config=config))
-print(peak() - before, max(e.nbytes for e in entries), sum(e.nbytes for e in entries))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(peak - before, max(e.nbytes for e in entries), sum(e.nbytes for e in entries))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_conversion_needs_memory_for_its_largest_tensor(suffix, tmp_path):
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path), suffix], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path), suffix], capture_output=True, text=True, check=True
+    )
     growth, largest, total = map(int, done.stdout.split())
-    assert total > 400e6 and growth < 2 * largest, (growth, largest, total)
+    # The tensor as mapped from the file and its copy, and a little for the libraries.
+    assert total > 10 * largest and growth < 2.25 * largest, (growth, largest, total)

@@ -12,8 +12,8 @@ from tests.goldens.run_case import DEFAULT_MEDIA, Case, compute
 
 CASES = Path(__file__).parent / "cases"
 # Whole areas or kinds that later work brings; nothing inside a kind is ever left out.
-NOT_YET = {("curate", None), ("data", "video_sample"), ("data", "bridge_sample"), ("data", "multiview_sample"), ("data", "frame_transforms"), ("data", "agibot_windows")}
-NEEDS_MEDIA: set[tuple[str, str]] = set()
+NOT_YET = {("curate", None), ("data", "multiview_sample"), ("data", "agibot_windows")}
+NEEDS_MEDIA = {("data", "video_sample"), ("data", "bridge_sample")}
 
 
 def case_folders() -> list[Path]:
@@ -42,4 +42,10 @@ def test_case(folder: Path) -> None:
         if value.numel() == 1:
             got, value = got.reshape(()), value.reshape(())
         assert got.shape == value.shape, f"{name}: {tuple(got.shape)} instead of {tuple(value.shape)}"
-        torch.testing.assert_close(got.to(torch.float64), value.to(torch.float64), rtol=limits["rtol"], atol=limits["atol"], msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            got.to(torch.float64),
+            value.to(torch.float64),
+            rtol=limits["rtol"],
+            atol=limits["atol"],
+            msg=lambda text, name=name: f"{name}: {text}",
+        )

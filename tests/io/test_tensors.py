@@ -113,6 +113,13 @@ def test_wrappers(tmp_path: Path, wrapper: str) -> None:
         load_tensors(tmp_path / "wrapped.pt", unwrap=False)
 
 
+def test_parameters_become_plain_tensors(tmp_path: Path) -> None:
+    torch.save(dict(torch.nn.Linear(2, 2).named_parameters()), tmp_path / "parameters.pt")
+    file = TensorFile(tmp_path / "parameters.pt")
+    tensors = [*load_tensors(tmp_path / "parameters.pt").values(), file.get("weight")]
+    assert all(type(tensor) is torch.Tensor and not tensor.requires_grad for tensor in tensors)
+
+
 def test_a_tensor_named_like_a_wrapper_is_not_entered(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(1), "model": {"other": torch.zeros(1)}}, tmp_path / "flat.pt")
     file = TensorFile(tmp_path / "flat.pt")

@@ -260,12 +260,12 @@ def test_bad_adapter_files(tmp_path: Path) -> None:
         load_adapters(taken, tmp_path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in taken.state_dict().items())
     with pytest.raises(
-        CheckpointError, match=r"needs A \(rank, 8\) and B \(8, rank\): it belongs to a network of another size"
+        CheckpointError, match=r"needs A \(rank, 8\) and B \(16, rank\): it belongs to a network of another size"
     ):
         load_adapters(toy(width=8), tmp_path)
     with pytest.raises(
         CheckpointError,
-        match=r"a layer '1.self_attn.q_proj', which the network does not have. Nearest.*0.self_attn.q_proj",
+        match=r"a layer '1.mlp.layer1', which the network does not have. Nearest.*0.mlp.layer1",
     ):
         load_adapters(toy()[:1], tmp_path)
 

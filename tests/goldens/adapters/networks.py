@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -16,14 +17,19 @@ from cosmos_predict.conditions.trajectory import TrajectoryControl
 from cosmos_predict.conditions.view import ViewControl
 from cosmos_predict.networks.config import DiTConfig
 from cosmos_predict.networks.dit import DiT, build_dit
-from cosmos_predict.networks.rope import LearnablePositionEmbedding, SinCosPositionEmbedding, rope_angles, timestep_sinusoid
+from cosmos_predict.networks.rope import (
+    LearnablePositionEmbedding,
+    SinCosPositionEmbedding,
+    rope_angles,
+    timestep_sinusoid,
+)
 from tests.goldens.run_case import Case, adapter
 
-SHARED = (
-    "model_channels num_blocks num_heads mlp_ratio adaln_lora_dim crossattn_emb_channels crossattn_proj_in_channels out_channels "
-    "patch_spatial patch_temporal max_img_h max_img_w max_frames rope_h_extrapolation_ratio rope_w_extrapolation_ratio "
-    "rope_t_extrapolation_ratio extra_h_extrapolation_ratio extra_w_extrapolation_ratio extra_t_extrapolation_ratio timestep_scale"
-).split()
+SHARED = {field.name for field in dataclasses.fields(DiTConfig)} - {
+    "input_channels",
+    "controls",
+    "rope_enable_fps_modulation",
+}
 NETWORK_AREAS = ("predict1", "predict2", "control")
 
 
@@ -47,7 +53,9 @@ def network_config(case: Case, arguments: dict[str, Any]) -> DiTConfig:
         size = arguments["view_condition_dim"]
         count = arguments.get("n_cameras_emb") or arguments["n_views"]
         channels.append(("view", size))
-        controls.append(ViewControl(num_views=count, dim=size, add_frame_repeat=arguments.get("add_repeat_frame_embedding", False)))
+        controls.append(
+            ViewControl(num_views=count, dim=size, add_frame_repeat=arguments.get("add_repeat_frame_embedding", False))
+        )
     if arguments.get("concat_traj_embedding"):
         channels.append(("trajectory", arguments["traj_condition_dim"]))
         controls.append(TrajectoryControl(dim=arguments["traj_condition_dim"]))
@@ -67,10 +75,12 @@ def network_config(case: Case, arguments: dict[str, Any]) -> DiTConfig:
     if arguments.get("extra_per_block_abs_pos_emb"):
         extra = "sincos" if "multiview" in network else arguments.get("extra_per_block_abs_pos_emb_type", "learnable")
     return DiTConfig(
-        **{name: arguments[name] for name in SHARED if name in arguments},
+        **{name: value for name, value in arguments.items() if name in SHARED},
         input_channels=tuple(channels),
         extra_pos_emb=extra,
-        rope_enable_fps_modulation=case.call.get("rope_fps_modulation", predict1 or arguments.get("rope_enable_fps_modulation", False)),
+        rope_enable_fps_modulation=case.call.get(
+            "rope_fps_modulation", predict1 or arguments.get("rope_enable_fps_modulation", False)
+        ),
         controls=tuple(controls),
     )
 

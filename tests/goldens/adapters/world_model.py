@@ -81,7 +81,9 @@ def given_frames(case: Case, latent: Tensor) -> GivenFrames | None:
 def predict2_loss(case: Case) -> dict[str, Tensor]:
     model = build_model(case)
     inputs = case.inputs
-    out = model.loss(inputs["x0"], inputs["sigma"], inputs["epsilon"], conditioning(case, given_frames(case, inputs["x0"])))
+    out = model.loss(
+        inputs["x0"], inputs["sigma"], inputs["epsilon"], conditioning(case, given_frames(case, inputs["x0"]))
+    )
     out.loss.backward()
     gradients = {f"grad.{name}": p.grad for name, p in model.net.named_parameters() if p.grad is not None}
     return {
@@ -102,7 +104,9 @@ def predict1_loss(case: Case) -> dict[str, Tensor]:
     model = build_model(case)
     inputs = case.inputs
     with torch.no_grad():
-        out = model.loss(inputs["x0"], inputs["sigma"], inputs["epsilon"], conditioning(case, given_frames(case, inputs["x0"])))
+        out = model.loss(
+            inputs["x0"], inputs["sigma"], inputs["epsilon"], conditioning(case, given_frames(case, inputs["x0"]))
+        )
     result = {
         "xt": out.xt,
         "network_xt": out.denoised.state,
@@ -144,7 +148,9 @@ def predict1_sample(case: Case) -> dict[str, Tensor]:
     return outputs
 
 
-def first_composed_state(model: WorldModel, noise: Tensor, condition: Conditioning, settings: SamplerSettings) -> Tensor:
+def first_composed_state(
+    model: WorldModel, noise: Tensor, condition: Conditioning, settings: SamplerSettings
+) -> Tensor:
     """Return the state that the first evaluation sees, read from the sampler itself."""
     from cosmos_predict.diffusion.samplers import initial_scale
 
@@ -175,5 +181,7 @@ def predict2_sample(case: Case) -> dict[str, Tensor]:
     if "distill_init" in case.inputs:
         distilled = SamplerSettings(solver="distilled", num_steps=len(case.call["distilled_sigmas"]) - 1, guidance=0.0)
         with torch.no_grad():
-            outputs["distilled"] = sample(model, case.inputs["distill_init"], condition, distilled, fresh_noise=case.inputs["distill_renoise"])
+            outputs["distilled"] = sample(
+                model, case.inputs["distill_init"], condition, distilled, fresh_noise=case.inputs["distill_renoise"]
+            )
     return outputs
