@@ -82,9 +82,9 @@ def not_a_dit(keys: Iterable[str]) -> str:
 
 
 def grouped(names: Iterable[str]) -> list[str]:
-    """Return names with equal ones of different blocks folded: `blocks.{0-27}.mlp.layer1.weight`."""
+    """Return names with equal ones of different blocks folded, `blocks.{0-27}.mlp.layer1.weight`, those outside blocks first."""
     groups: dict[str, list[int]] = {}
-    for name in names:
+    for name in sorted(names, key=lambda name: "blocks." in name):
         numbers = re.findall(r"(?<=blocks\.)\d+|(?<=blocks\.block)\d+", name)[:1]
         pattern = re.sub(r"(?<=blocks\.)\d+|(?<=blocks\.block)\d+", "{}", name, count=1)
         groups.setdefault(pattern, []).extend(int(number) for number in numbers)

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import torch
 from torch import Tensor
+from torch._utils import _rebuild_tensor_v2
 
 from cosmos_predict.errors import CheckpointError, ConfigError
 from cosmos_predict.io.atomic import atomic_path, atomic_write_text
@@ -160,8 +161,7 @@ class _TensorRecord:
         for size in reversed(self.shape):
             stride.insert(0, step)
             step *= max(size, 1)
-        rebuild = torch._utils._rebuild_tensor_v2
-        return rebuild, (self.storage, 0, tuple(self.shape), tuple(stride), False, OrderedDict())
+        return _rebuild_tensor_v2, (self.storage, 0, tuple(self.shape), tuple(stride), False, OrderedDict())
 
 
 class _Pickler(pickle.Pickler):
@@ -227,7 +227,7 @@ def _write_bytes(stream: IO[bytes], entry: Entry) -> None:
         raise CheckpointError(
             f"tensor {entry.name!r} came as {tuple(tensor.shape)} {tensor.dtype}, announced as {tuple(entry.shape)} {entry.dtype}"
         )
-    data = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    data = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     for start in range(0, len(data), _CHUNK):
         stream.write(data[start : start + _CHUNK])
     del data, tensor

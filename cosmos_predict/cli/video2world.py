@@ -118,7 +118,11 @@ def generate_clip(args: argparse.Namespace) -> int:
     base = SamplerSettings.for_family(pipe.family)
     settings = SamplerSettings(**{**vars(base), "num_steps": args.num_steps, "guidance": args.guidance})
     with tqdm(total=len(settings.sigmas()) - 1, desc="sampling", unit="step") as bar:
-        frames = generate(loaded.model, clip, text, negative, settings, on_step=lambda *_: bar.update() and None)
+
+        def advance(*_: object) -> None:
+            bar.update()
+
+        frames = generate(loaded.model, clip, text, negative, settings, on_step=advance)
     save_path = Path(args.save_path)
     write_video(save_path, frames, clip.fps)
     sidecar: dict[str, Any] = {

@@ -76,9 +76,8 @@ class ActionControl(Control):
         super().init_weights(net)
         if self.zero_init:
             for name in ("action_embedder_B_D", "action_embedder_B_3D"):
-                layer = net.get_submodule(name).fc2
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)
+                for parameter in net.get_submodule(f"{name}.fc2").parameters():
+                    nn.init.zeros_(parameter)
 
     def inject(self, net: nn.Module, signals: Mapping[str, Any], grid: Grid, injection: Injection) -> None:
         action = signals.get("action")
@@ -101,6 +100,8 @@ class ActionControl(Control):
     def _per_frame(self, action: Tensor, grid: Grid) -> Tensor:
         """Return the MLP input `(B, 1, F)` or, per latent frame after the first, `(B, T-1, F)`."""
         if self.mode == "first_only":
+            if not action.shape[1]:
+                raise ConfigError("'action' has 0 steps, expected at least 1 (first_only)")
             return action[:, :1]
         expected = self.chunk if self.mode == "flat" else self.chunk * (grid.frames - 1)
         if action.shape[1] != expected:
@@ -108,7 +109,9 @@ class ActionControl(Control):
                 f"'action' has {action.shape[1]} steps, expected {expected} for {grid.frames} latent frames ({self.mode})"
             )
         return (
-            action.flatten(1).unsqueeze(1) if self.mode == "flat" else action.reshape(grid.batch, grid.frames - 1, -1)
+            action.flatten(1).unsqueeze(1)
+            if self.mode == "flat"
+            else action.reshape(grid.batch, grid.frames - 1, self.in_features)
         )
 
     @staticmethod

@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from cosmos_predict.config.lazy import configurable
+from cosmos_predict.errors import ConfigError
 from cosmos_predict.networks.blocks import TimestepEmbedder
 from cosmos_predict.networks.config import DiTConfig
 from cosmos_predict.networks.control import Control, Grid, Injection
@@ -17,7 +19,7 @@ from cosmos_predict.networks.control import Control, Grid, Injection
 @configurable
 @dataclasses.dataclass(frozen=True)
 class AugmentSigmaControl(Control):
-    """Add the sinusoid of `augment_sigma` `(B,)` (a c_noise) to the time embedding; absent adds nothing.
+    """Add the sinusoid of `augment_sigma` `(B,)` (a c_noise) to the time embedding; absent means zeros, as without given frames.
 
     As published, the embedder's two linears exist in the checkpoint and have no effect: only the sinusoid is used.
     """
@@ -29,6 +31,9 @@ class AugmentSigmaControl(Control):
         return {"augment_sigma_embedder": TimestepEmbedder(config)}
 
     def inject(self, net: nn.Module, signals: Mapping[str, Any], grid: Grid, injection: Injection) -> None:
-        if signals.get("augment_sigma") is not None:
-            sinusoid, _ = net.get_submodule("augment_sigma_embedder")(signals["augment_sigma"].reshape(grid.batch, 1))
-            injection.add_time(sinusoid)
+        level = signals.get("augment_sigma")
+        level = torch.zeros(grid.batch, device=grid.device) if level is None else level
+        if level.numel() != grid.batch:
+            raise ConfigError(f"'augment_sigma' has shape {tuple(level.shape)}, expected ({grid.batch},)")
+        sinusoid, _ = net.get_submodule("augment_sigma_embedder")(level.reshape(grid.batch, 1))
+        injection.add_time(sinusoid)

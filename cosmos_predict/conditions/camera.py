@@ -35,20 +35,20 @@ class CameraBlockControl(Control):
         return {"cam_encoder": nn.Linear(self.features, config.model_channels, bias=False)}
 
     def init_weights(self, net: nn.Module) -> None:
-        std = net.config.model_channels**-0.5  # type: ignore[union-attr, operator]
-        for block in net.blocks:  # type: ignore[union-attr]
-            weight = block.cam_encoder.weight
-            if self.zero_init:
-                nn.init.zeros_(weight)
-            else:
-                nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
+        for name, weight in net.named_parameters():
+            if name.endswith("cam_encoder.weight"):
+                std = 0.0 if self.zero_init else weight.shape[0] ** -0.5
+                nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std) if std else nn.init.zeros_(weight)
 
     def inject(self, net: nn.Module, signals: Mapping[str, Any], grid: Grid, injection: Injection) -> None:
         camera = signals.get("camera")
         if camera is None:
             raise ConfigError("this network is conditioned on camera rays: the batch needs the key 'camera'")
-        if camera.ndim != 5 or camera.shape[1] != grid.frames or camera.shape[-1] != self.features:
+        patch_t, patch = net.config.patch_temporal, net.config.patch_spatial  # type: ignore[union-attr]
+        tokens = (grid.frames // patch_t, grid.height // patch, grid.width // patch)  # type: ignore[operator]
+        expected = (grid.batch, *tokens, self.features)
+        if camera.shape != expected:
             raise ConfigError(
-                f"'camera' has shape {tuple(camera.shape)}, expected ({grid.batch}, {grid.frames}, h, w, {self.features})"
+                f"'camera' has shape {tuple(camera.shape)}, expected {expected}: (B, V*T, h, w, features)"
             )
         injection.blocks["cam_encoder"] = camera.flatten(1, 3)

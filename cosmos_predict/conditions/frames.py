@@ -100,9 +100,12 @@ class Composed:
 @configurable
 @dataclasses.dataclass(frozen=True)
 class FrameReplace:
-    """Given frames enter unscaled and noise-free at noise level `sigma_conditional` (Predict2 `frame_replace`)."""
+    """Given frames enter unscaled and noise-free at noise level `sigma_conditional` (Predict2 `frame_replace`).
 
-    sigma_conditional: float = 1e-4
+    None: they keep the clip's noise level, and only the mask tells them apart (Predict2.5's base models).
+    """
+
+    sigma_conditional: float | None = 1e-4
 
     def compose(self, x: Tensor, sigma: Tensor, frames: GivenFrames, parameterization) -> Composed:
         """x `(B, C, T, H, W)` noised, sigma `(B, 1)` or `(B, T)` -> what the network sees, c_noise per frame `(B, T)`."""
@@ -110,7 +113,9 @@ class FrameReplace:
         mask = frames.mask.to(x)
         value = frames.latent.to(x) * frames.kept(x)
         c_in = scaling.c_in.reshape(x.shape[0], 1, -1, 1, 1)
-        given = parameterization.scaling(torch.full_like(sigma, self.sigma_conditional)).c_noise
+        given = scaling.c_noise
+        if self.sigma_conditional is not None:
+            given = parameterization.scaling(torch.full_like(sigma, self.sigma_conditional)).c_noise
         per_frame = mask[:, 0, :, 0, 0]
         c_noise = per_frame * given + (1 - per_frame) * scaling.c_noise
         return Composed(value * mask + c_in * x * (1 - mask), c_noise, mask, x, mask)

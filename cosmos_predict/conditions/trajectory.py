@@ -36,10 +36,9 @@ class TrajectoryControl(Control):
         trajectory = signals.get("trajectory")
         if trajectory is None:
             trajectory = torch.zeros(grid.batch, self.in_features, device=grid.device)
-        trajectory = trajectory.flatten(1)
-        if trajectory.shape != (grid.batch, self.in_features):
+        if trajectory.ndim < 2 or trajectory.flatten(1).shape != (grid.batch, self.in_features):
             raise ConfigError(
                 f"'trajectory' has shape {tuple(trajectory.shape)}, expected ({grid.batch}, {self.in_features})"
             )
-        channels = net.get_submodule("traj_embeddings")(trajectory.to(grid.device, grid.dtype))
+        channels = net.get_submodule("traj_embeddings")(trajectory.flatten(1).to(grid.device, grid.dtype))
         injection.channels["trajectory"] = channels[:, :, None, None, None]

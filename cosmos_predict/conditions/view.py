@@ -21,7 +21,8 @@ class ViewControl(Control):
     """Append a learned vector per view (channel name `view`); batch keys `view_indices`, `frame_repeat`.
 
     view_indices: `(B, V)` or `(B, T)` integers, semantic ids; absent means 0..V-1; ids beyond the table use its last row.
-    frame_repeat: `(B, V)` repeated frames divided by 10 (Predict1), absent means zeros; only with `add_frame_repeat`.
+    frame_repeat: `(B, V)` repeated frames divided by 10 (Predict1; a batch holds them undivided, `WorldModel.prepare`
+        divides), absent means zeros; only with `add_frame_repeat`.
     """
 
     num_views: int = 7
@@ -51,6 +52,10 @@ class ViewControl(Control):
         if self.add_frame_repeat:
             repeat = signals.get("frame_repeat")
             repeat = torch.zeros(grid.batch, grid.views, device=grid.device) if repeat is None else repeat
+            if repeat.shape != (grid.batch, grid.views):
+                raise ConfigError(
+                    f"'frame_repeat' has shape {tuple(repeat.shape)}, expected ({grid.batch}, {grid.views}), one per view"
+                )
             vectors = net.get_submodule("repeat_frame_embedding")(repeat.to(grid.device, grid.dtype).unsqueeze(-1))
             channels = channels + vectors.repeat_interleave(grid.frames_per_view, dim=1)
         injection.channels["view"] = channels.transpose(1, 2)[..., None, None]

@@ -15,7 +15,7 @@ def shrink(config: DictConfig, report: list[str]) -> None:
     """
     pipe = config.model.config.pipe_config
     net = pipe.net
-    net.update({"model_channels": DEBUG_HEADS * 8, "num_blocks": 1, "num_heads": DEBUG_HEADS, "adaln_lora_dim": 8})
+    net.update({"model_channels": DEBUG_HEADS * 16, "num_blocks": 1, "num_heads": DEBUG_HEADS, "adaln_lora_dim": 8})
     channels = [[name, DEBUG_LATENT_CHANNELS if name == "latent" else size] for name, size in net.input_channels]
     net.update({"input_channels": channels, "out_channels": DEBUG_LATENT_CHANNELS, "attention_backend": "sdpa"})
     OmegaConf.update(pipe.tokenizer, "name", "dct")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cosmos_predict.config.lazy import configurable
@@ -99,4 +100,5 @@ def build_dataloader(
         num_workers=num_workers,
         prefetch_factor=prefetch_factor if num_workers else None,
         pin_memory=pin_memory,
+        generator=torch.Generator(),  # its own: an iterator draws a seed, which must not move the run's generator
     )

@@ -57,14 +57,17 @@ def merge_branches(branches: Sequence[Branch], droppable: Collection[str] | None
 def combine(outputs: Sequence[Tensor], branches: Sequence[Branch]) -> Tensor:
     """Return the guided output: sum over branches of weight * output, outputs (B, C, T, H, W) in the branches' order.
 
-    In float32 at least: large weights of opposite sign cancel. Raises ValueError when the counts differ or are zero.
+    In float32 at least: large weights of opposite sign cancel. Computed as the first output plus weighted differences from
+    it, so that where all branches agree (given frames) their value comes out exactly. Raises ValueError when the counts
+    differ or are zero.
     """
     if len(outputs) != len(branches) or not outputs:
         raise ValueError(f"guidance got {len(outputs)} outputs for {len(branches)} branches; expected one per branch")
     if len(branches) == 1 and branches[0].weight == 1:
         return outputs[0]
     dtype = torch.promote_types(outputs[0].dtype, torch.float32)
-    total = torch.zeros_like(outputs[0], dtype=dtype)
-    for output, branch in zip(outputs, branches, strict=True):
-        total = total.add(output.to(dtype), alpha=branch.weight)
-    return total
+    first = total = outputs[0].to(dtype)
+    for output, branch in zip(outputs[1:], branches[1:], strict=True):
+        total = total.add(output.to(dtype) - first, alpha=branch.weight)
+    excess = sum(branch.weight for branch in branches) - 1
+    return total.add(first, alpha=excess) if abs(excess) > 1e-9 else total

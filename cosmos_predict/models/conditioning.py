@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,11 +51,12 @@ class Conditioning:
     @staticmethod
     def stack(parts: Sequence[Conditioning]) -> Conditioning:
         """Return one conditioning whose batch is the batches of `parts`, one after another."""
+        batch = parts[0].text.shape[0]
 
         def join(values: Sequence[Any]) -> Any:
             first = values[0]
             if isinstance(first, Tensor) and first.ndim > 0:
-                return torch.cat(list(values))
+                return torch.cat([value.expand(batch, *value.shape[1:]) for value in values])
             if isinstance(first, GivenFrames):
                 names = [field.name for field in dataclasses.fields(GivenFrames)]
                 return GivenFrames(**{name: join([getattr(value, name) for value in values]) for name in names})
@@ -76,3 +78,10 @@ def keep_draws(seed: int, sample_numbers: Sequence[int], probability: float, pur
 def integer_draws(seed: int, sample_numbers: Sequence[int], low: int, high: int, purpose: str) -> list[int]:
     """Return one integer of [low, high], both included, per sample, a function of (seed, sample number, purpose)."""
     return [int(numpy_generator(seed, n, purpose).integers(low, high + 1)) for n in sample_numbers]
+
+
+def weighted_draws(seed: int, sample_numbers: Sequence[int], weights: Sequence[float], purpose: str) -> list[int]:
+    """Return an index of `weights` per sample, drawn in proportion to them, a function of (seed, sample number, purpose)."""
+    ends = np.cumsum(weights)
+    draws = [numpy_generator(seed, n, purpose).random() * ends[-1] for n in sample_numbers]
+    return [int(np.searchsorted(ends, draw, side="right")) for draw in draws]

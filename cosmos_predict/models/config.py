@@ -49,6 +49,8 @@ class PipeConfig:
 
     family: `predict1` (EDM, sigma_data 0.5), `predict2` or `predict2.5` (rectified flow, sigma_data 1).
     min/max_num_conditional_frames: given latent frames of a training clip, drawn uniformly, per view.
+    conditional_frames_probs: probabilities of 0, 1, 2, ... given latent frames, in place of that range (Predict2.5: .5, .25,
+    .25). sigma_conditional: noise level of given frames (Predict2); None, Predict2.5's base models: the clip's own.
     text_dropout: probability of zeroing a sample's text in training; video_condition_dropout the same for given frames.
     views: number of views along time. state_t: latent frames of one view, derived from the dataset (None) or checked.
     augment_sigma_*: Predict1's noise on given frames, exp(N(mean, std)) * multiplier.
@@ -61,9 +63,10 @@ class PipeConfig:
     state_t: int | None = None
     views: int = 1
     sigma_data: float | None = None
-    sigma_conditional: float = 1e-4
+    sigma_conditional: float | None = 1e-4
     min_num_conditional_frames: int = 1
     max_num_conditional_frames: int = 2
+    conditional_frames_probs: tuple[float, ...] | None = None
     text_dropout: float = 0.2
     video_condition_dropout: float = 0.0
     augment_sigma_mean: float = -3.0
@@ -82,6 +85,9 @@ class PipeConfig:
                 f"min_num_conditional_frames={self.min_num_conditional_frames} must lie between 0 and "
                 f"max_num_conditional_frames={self.max_num_conditional_frames}"
             )
+        probs = self.conditional_frames_probs
+        if probs is not None and (not probs or min(probs) < 0 or abs(sum(probs) - 1) > 1e-6):
+            raise ConfigError(f"conditional_frames_probs={list(probs)} are no probabilities that add up to 1")
         for name in ("text_dropout", "video_condition_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not a probability")

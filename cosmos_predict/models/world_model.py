@@ -18,7 +18,7 @@ from cosmos_predict.diffusion.loss import LogVariance, weighted_mse
 from cosmos_predict.diffusion.noise import LogNormal, ShiftedLogitNormal, draw_uniforms
 from cosmos_predict.diffusion.parameterization import EDM, RectifiedFlow, add_noise, expand_like
 from cosmos_predict.errors import ConfigError, DataError
-from cosmos_predict.models.conditioning import Conditioning, integer_draws, keep_draws
+from cosmos_predict.models.conditioning import Conditioning, integer_draws, keep_draws, weighted_draws
 from cosmos_predict.models.config import ModelConfig
 from cosmos_predict.networks.dit import DiT
 from cosmos_predict.randomness import torch_generator
@@ -108,7 +108,7 @@ class WorldModel(nn.Module):
         """
         if video.dtype == torch.uint8:
             video = video.float() / 127.5 - 1
-        elif float(video.abs().amax()) > 1.001:
+        elif not float(video.abs().amax()) <= 1.001:
             raise DataError(
                 f"a float video must lie in [-1, 1], this one reaches {float(video.abs().amax()):.3f}; pass uint8 or scale it"
             )
@@ -126,23 +126,25 @@ class WorldModel(nn.Module):
         Raises DataError naming a missing key.
         """
         pipe = self.config.pipe_config
-        weight = self.net.x_embedder.proj[1].weight
+        device = self.net.device
         if "latent" in batch:
-            x0 = batch["latent"].to(weight.device).float() * self.parameterization.sigma_data
+            x0 = batch["latent"].to(device).float() * self.parameterization.sigma_data
         elif "video" in batch:
-            x0 = self.encode(batch["video"].to(weight.device), pipe.views)
+            x0 = self.encode(batch["video"].to(device), pipe.views)
         else:
             raise DataError(f"a batch needs 'video' or 'latent'; it has {', '.join(sorted(batch))}")
         if "t5_text_embeddings" not in batch:
             raise DataError(f"a batch needs 't5_text_embeddings'; it has {', '.join(sorted(batch))}")
         names = [name for control in self.net.config.controls for name in control.signals]
         names += [name for name, _ in self.net.config.input_channels if name not in ("latent", "cond_mask", "padding")]
-        signals = {name: batch[name].to(weight.device) for name in names if batch.get(name) is not None}
+        signals = {name: batch[name].to(device) for name in names if batch.get(name) is not None}
+        if "frame_repeat" in signals:
+            signals["frame_repeat"] = signals["frame_repeat"] / 10  # the batch counts frames, the network reads tens
         padding = batch.get("padding_mask")
         return x0, Conditioning(
-            text=batch["t5_text_embeddings"].to(weight.device),
+            text=batch["t5_text_embeddings"].to(device),
             fps=batch.get("fps"),
-            padding_mask=None if padding is None else padding.to(weight.device),
+            padding_mask=None if padding is None else padding.to(device),
             data_type="image" if x0.shape[2] == pipe.views else "video",
             views=pipe.views,
             signals=signals,
@@ -233,7 +235,11 @@ class WorldModel(nn.Module):
         frames = x0.shape[2] // condition.views
         if counts is None:
             low, high = pipe.min_num_conditional_frames, min(pipe.max_num_conditional_frames, frames - 1)
-            counts = torch.tensor(integer_draws(seed, numbers, min(low, high), high, "num_conditional_frames"))
+            if pipe.conditional_frames_probs is None:
+                counts = torch.tensor(integer_draws(seed, numbers, min(low, high), high, "num_conditional_frames"))
+            else:
+                drawn = weighted_draws(seed, numbers, pipe.conditional_frames_probs, "num_conditional_frames")
+                counts = torch.tensor(drawn).clamp(max=frames - 1)
         given = GivenFrames(
             latent=x0,
             mask=first_frames_mask(counts.to(x0.device), frames, condition.views),

@@ -62,9 +62,10 @@ class DiTConfig:
                 f"model_channels={self.model_channels} is not divisible by num_heads={self.num_heads}; "
                 f"head counts that fit: {_divisors(self.model_channels)}"
             )
-        if self.head_dim % 2:
+        if self.head_dim % 2 or 6 <= self.head_dim < 12:  # rows and columns get head_dim // 6 * 2 numbers: 0 or >= 4
             raise ConfigError(
-                f"the head size {self.head_dim} (model_channels / num_heads) must be even for rotary embeddings"
+                f"the head size {self.head_dim} (model_channels / num_heads) must be even and at least 12, so that the "
+                "rotary embedding has frequencies for every axis"
             )
         names = [name for name, _ in channels]
         if not names or names[0] != "latent" or len(set(names)) != len(names):

@@ -7,7 +7,7 @@ description. State-dict keys are Predict2's; `cosmos_predict.checkpoint.dialects
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -45,9 +45,12 @@ class DiT(nn.Module):
             self.crossattn_proj = nn.Sequential(
                 nn.Linear(config.crossattn_proj_in_channels, config.crossattn_emb_channels), nn.GELU()
             )
+        self.extra_pos_embedder: LearnablePositionEmbedding | SinCosPositionEmbedding | None = None
         if config.extra_pos_emb != "none":
-            embedder = LearnablePositionEmbedding if config.extra_pos_emb == "learnable" else SinCosPositionEmbedding
-            self.extra_pos_embedder = embedder(config)
+            learnable = config.extra_pos_emb == "learnable"
+            self.extra_pos_embedder = (
+                LearnablePositionEmbedding(config) if learnable else SinCosPositionEmbedding(config)
+            )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
         self.final_layer = FinalLayer(config)
         for control in config.controls:
@@ -84,11 +87,11 @@ class DiT(nn.Module):
         Raises ConfigError when shapes do not fit the configuration.
         """
         config = self.config
+        self._check(x, timesteps, crossattn_emb, views, data_type, signals)
         batch, _, frames, height, width = x.shape
-        self._check(x, timesteps, crossattn_emb, views)
         if data_type == "image":
             condition_mask = None
-        dtype = self.x_embedder.proj[1].weight.dtype
+        dtype = self.dtype
         grid = Grid(batch, frames, height, width, views, dtype, x.device)
 
         injection = Injection()
@@ -110,7 +113,10 @@ class DiT(nn.Module):
             sinusoid = sinusoid + injection.time.to(dtype)
         if injection.lora is not None:
             lora = lora + injection.lora.to(dtype)
-        embedding = self.t_embedding_norm(sinusoid)
+        # One row per frame even where all are equal: matrix products round differently for other numbers of rows, and a
+        # network grown by a per-frame control must start with its base's exact numbers.
+        rows = (batch, frames // config.patch_temporal, -1)
+        embedding, lora = self.t_embedding_norm(sinusoid).expand(rows), lora.expand(rows)
 
         text = crossattn_emb.to(dtype)
         if config.projects_text:
@@ -124,20 +130,44 @@ class DiT(nn.Module):
         out = self.final_layer(tokens, embedding, lora)
         return self.final_layer.unpatchify(out, (token_grid[0] * views, *token_grid[1:])).float()
 
-    def _check(self, x: Tensor, timesteps: Tensor, text: Tensor, views: int) -> None:
+    @property
+    def device(self) -> torch.device:
+        return self.x_embedder.get_parameter("proj.1.weight").device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in; its output is float32 whatever this is."""
+        return self.x_embedder.get_parameter("proj.1.weight").dtype
+
+    def _check(
+        self, x: Tensor, timesteps: Tensor, text: Tensor, views: int, data_type: str, signals: Mapping[str, Any]
+    ) -> None:
         config = self.config
+        if x.ndim != 5:
+            raise ConfigError(f"the latent has shape {tuple(x.shape)}, expected (B, C, T, H, W)")
+        if data_type not in ("video", "image"):
+            raise ConfigError(f"data_type={data_type!r} is not 'video' or 'image'")
+        known = {name for name, _ in config.input_channels[1:]} - {"cond_mask", "padding"}
+        known |= {name for control in config.controls for name in control.signals}
+        if unknown := sorted(name for name, value in signals.items() if value is not None and name not in known):
+            raise ConfigError(
+                f"this network reads no signal {', '.join(map(repr, unknown))}; "
+                f"it reads {', '.join(map(repr, sorted(known))) or 'none'}"
+            )
         batch, channels, frames, height, width = x.shape
         if channels != config.latent_channels:
             raise ConfigError(f"the latent has {channels} channels, the network takes {config.latent_channels}")
         if height % config.patch_spatial or width % config.patch_spatial:
             raise ConfigError(f"a latent of {height} x {width} does not divide into patches of {config.patch_spatial}")
         if frames % (views * config.patch_temporal):
-            raise ConfigError(f"{frames} latent frames do not divide into {views} views")
-        if timesteps.shape[0] != batch or timesteps.numel() not in (batch, batch * frames):
+            patches = f" of patches of {config.patch_temporal} frames" if config.patch_temporal > 1 else ""
+            raise ConfigError(f"{frames} latent frames do not divide into {views} views{patches}")
+        per_frame = batch * frames if config.patch_temporal == 1 else batch
+        if timesteps.ndim > 2 or timesteps.shape[:1] != (batch,) or timesteps.numel() not in (batch, per_frame):
             raise ConfigError(
                 f"timesteps of shape {tuple(timesteps.shape)} fit neither (B,) nor (B, T) for B={batch}, T={frames}"
             )
-        if text.shape[0] != batch or text.shape[1] % views:
+        if text.ndim != 3 or text.shape[0] != batch or text.shape[1] % views:
             raise ConfigError(f"text of shape {tuple(text.shape)} does not fit a batch of {batch} with {views} views")
         expected = config.crossattn_proj_in_channels if config.projects_text else config.crossattn_emb_channels
         if text.shape[2] != expected:
@@ -162,12 +192,20 @@ class DiT(nn.Module):
         for name, size in self.config.input_channels[1:]:
             value = condition_mask if name == "cond_mask" else injection.channels.get(name, signals.get(name))
             if name == "padding" and padding_mask is not None:
+                if padding_mask.ndim != 4 or padding_mask.shape[:2] not in ((1, 1), (grid.batch, 1)):
+                    raise ConfigError(
+                        f"padding_mask has shape {tuple(padding_mask.shape)}, expected ({grid.batch}, 1, H, W) in pixels"
+                    )
                 value = F.interpolate(padding_mask.float(), size=(grid.height, grid.width), mode="nearest").unsqueeze(2)
             if value is None:
                 value = x.new_zeros(1, size, 1, 1, 1)
-            value = value[:, :, : grid.frames]
-            if value.shape[1] != size:
-                raise ConfigError(f"input channel {name!r} has {value.shape[1]} channels, the network takes {size}")
+            wanted = (grid.batch, size, grid.frames, grid.height, grid.width)
+            value = value[:, :, : grid.frames] if value.ndim == 5 else value
+            if value.ndim != 5 or value.shape[1] != size or not _broadcasts(value, wanted):
+                raise ConfigError(
+                    f"input channel {name!r} has shape {tuple(value.shape)}, expected {wanted} (1 broadcasts, but not "
+                    f"in place of {size} channels)"
+                )
             parts.append(value.to(grid.dtype).expand(*target))
         return torch.cat(parts, dim=1)
 
@@ -195,17 +233,20 @@ class DiT(nn.Module):
                 config.rope_w_extrapolation_ratio,
                 config.rope_t_extrapolation_ratio,
             )
-            angles = rope_angles(
-                config.head_dim, grid, ratios, fps=fps, base_fps=config.base_fps, views=views, device=device
-            )
-            self._rope_cache = {key: rope_table(angles)}
+            with torch.inference_mode(False):  # the kept table must serve training after a forward in inference mode
+                angles = rope_angles(
+                    config.head_dim, grid, ratios, fps=fps, base_fps=config.base_fps, views=views, device=device
+                )
+                self._rope_cache = {key: rope_table(angles)}
         return self._rope_cache[key]
 
     def _extra_positions(self, grid: tuple[int, int, int], views: int, tokens: Tensor) -> Tensor | None:
-        if self.config.extra_pos_emb == "none":
+        if self.extra_pos_embedder is None:
             return None
-        if self.config.extra_pos_emb == "sincos":
-            return self.extra_pos_embedder(grid, views, tokens.device).to(tokens.dtype)
+        if isinstance(self.extra_pos_embedder, SinCosPositionEmbedding):
+            with torch.inference_mode(False):  # it keeps its table, as `_rope` does
+                table = self.extra_pos_embedder(grid, views, tokens.device)
+            return table.to(tokens.dtype)
         return self.extra_pos_embedder(grid, views).to(tokens.dtype)
 
     @torch.no_grad()
@@ -234,6 +275,10 @@ class DiT(nn.Module):
             self.crossattn_proj[0].reset_parameters()
         for control in self.config.controls:
             control.init_weights(self)
+
+
+def _broadcasts(value: Tensor, shape: tuple[int, ...]) -> bool:
+    return all(have in (1, want) for have, want in zip(value.shape, shape, strict=True))
 
 
 def _trunc_normal(weight: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 from loguru import logger
 
 from cosmos_predict.checkpoint.load import load_state
+from cosmos_predict.checkpoint.metadata import network_config
 from cosmos_predict.checkpoint.recognise import recognise
 from cosmos_predict.checkpoint.run_folder import RunFolder, find_run_folder
 from cosmos_predict.config.files import load_config
@@ -92,13 +93,13 @@ def _from_run(run: RunFolder) -> tuple[ModelConfig, int, tuple[int, int], float]
 
 
 def _from_published(path: Path) -> tuple[ModelConfig, int, tuple[int, int], float]:
-    found = recognise(path)
+    with TensorFile(path) as file:
+        found = recognise(file)
+        net = network_config(found, file)
     tokenizer, num_frames, size, fps = PUBLISHED_DEFAULTS[found.family]
     beside = path.parent / "tokenizer"
     weights = next((str(p) for p in (beside / "tokenizer.pth", beside) if p.exists()), "")
-    pipe = PipeConfig(
-        net=found.require_config(path), family=found.family, tokenizer=TokenizerConfig(tokenizer, weights)
-    )
+    pipe = PipeConfig(net=net, family=found.family, tokenizer=TokenizerConfig(tokenizer, weights))
     if not weights:
         logger.warning("no tokenizer beside {}: give --tokenizer_path", path)
     return ModelConfig(pipe_config=pipe), num_frames, size, fps

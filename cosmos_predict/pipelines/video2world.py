@@ -73,7 +73,7 @@ def generate(
         raise ConfigError(
             "this network takes no given frames (it has no condition-mask channel): it is a text-to-video model"
         )
-    device = net.x_embedder.proj[1].weight.device
+    device = net.device
     frames = tokenizer.get_latent_num_frames(clip.num_frames)
     given_frames = tokenizer.get_latent_num_frames(clip.num_conditional_frames)
     if given_frames >= frames:

@@ -7,6 +7,8 @@ first axis, zero frames before the start of a clip need no memory and no work, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,16 +53,17 @@ def causal_conv(
     padding = (weight.shape[3] // 2, weight.shape[4] // 2)
     if taps == 1:
         return F.conv2d(x, weight[:, :, 0], bias, padding=padding)
-    outputs = x.shape[0] // batch
+    known = 0 if history is None else history.shape[0] // batch
+    given = known + x.shape[0] // batch
+    zeros = taps - 1 - known if stride == 1 else 0
+    outputs = (zeros + given - taps) // stride + 1
+    on_gpu = x.is_cuda and outputs > 1
+    if not on_gpu and taps == 3 and stride == 1 and outputs > 1 and _pairs_pay(x, weight):
+        return _paired_conv(x, weight, bias, batch, history)
     if history is not None:
         x = torch.cat([history, x])
-    given = x.shape[0] // batch
-    zeros = taps - 1 - (given - outputs) if stride == 1 else 0
-    outputs = (zeros + given - taps) // stride + 1
-    if x.is_cuda and outputs > 1:
+    if on_gpu:
         return _conv3d(x, weight, bias, batch, zeros, stride)
-    if taps == 3 and stride == 1 and outputs > 1 and weight.shape[1] >= PAIRED_MIN_CHANNELS and x.dtype == torch.float32:
-        return _paired_conv(x, weight, bias, batch, zeros)
     # Three 2D convolutions summed: on CPUs as fast as the 3D kernel for wide layers, ten times faster for narrow ones.
     frames = x.unflatten(0, (given, batch))
     y = None
@@ -79,50 +82,89 @@ def causal_conv(
     return y
 
 
+def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor, *, residual: bool = False) -> Tensor:
+    """Double H and W by repetition, then convolve 3x3 (zero padding 1): (N, I, H, W) to (N, O, 2H, 2W).
+
+    With `residual`, add the repeated input. In float32 the four output phases are 2x2 convolutions of the small input,
+    with taps that fall on one pixel summed beforehand: 16 products for 36, equal up to rounding, and the repeated input
+    is never stored. In 16 bits the summed taps would lose bits, so there it is done as said.
+    """
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = F.interpolate(x, scale_factor=2.0)
+        y = F.conv2d(x, weight, bias, padding=1)
+        return y.add_(x) if residual else y
+    for _ in range(2):  # rows, then columns: (O, I, k, 3) -> (O, I, 3, phase, 2) -> (O, I, phase, 2, phase, 2)
+        w0, w1, w2 = weight.unbind(2)
+        phases = torch.stack([torch.stack([w0, w1 + w2], -1), torch.stack([w0 + w1, w2], -1)], -2)
+        weight = phases
+    (out_channels, in_channels), (height, width) = weight.shape[:2], x.shape[2:]
+    taps = weight.permute(2, 4, 0, 1, 3, 5).reshape(4 * out_channels, in_channels, 2, 2)
+    taps = taps.contiguous(memory_format=torch.channels_last)
+    phases = F.conv2d(x, taps, bias.repeat(4), padding=1).unflatten(1, (2, 2, out_channels))
+    y = x.new_empty(x.shape[0], height, 2, width, 2, out_channels)
+    for a in range(2):
+        for b in range(2):
+            phase = phases[:, a, b, :, a : a + height, b : b + width].permute(0, 2, 3, 1)
+            y[:, :, a, :, b] = phase + x.permute(0, 2, 3, 1) if residual else phase
+    return y.flatten(1, 2).flatten(2, 3).permute(0, 3, 1, 2)
+
+
+def _pairs_pay(x: Tensor, weight: Tensor) -> bool:
+    differentiated = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return weight.shape[1] >= PAIRED_MIN_CHANNELS and x.dtype == torch.float32 and not differentiated
+
+
 def _conv3d(x: Tensor, weight: Tensor, bias: Tensor, batch: int, zeros: int, stride: int) -> Tensor:
     """One 3D convolution, channels_last_3d: what accelerators have kernels for."""
     if zeros:
-        x = torch.cat([zero_frames(x, zeros * batch), x])
+        x = torch.cat([_empty_frames(x, zeros * batch, x.shape[1]).zero_(), x])
     video = x.unflatten(0, (-1, batch)).permute(1, 2, 0, 3, 4)
     padding = (0, weight.shape[3] // 2, weight.shape[4] // 2)
     y = F.conv3d(video, weight, bias, stride=(stride, 1, 1), padding=padding)
     return y.permute(2, 0, 1, 3, 4).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 
-def _paired_conv(x: Tensor, weight: Tensor, bias: Tensor, batch: int, zeros: int) -> Tensor:
-    """Two outputs from four products instead of six: Winograd's F(2, 3) along time (Lavin and Gray, 2015).
+def _paired_conv(x: Tensor, weight: Tensor, bias: Tensor, batch: int, history: Tensor | None) -> Tensor:
+    """Two outputs from four products instead of six: Winograd's F(2, 3) along time (Lavin and Gray, 2015). No gradient.
 
     With d0..d3 four frames in a row and g0..g2 the taps: y0 = m1 + m2 + m3, y1 = m2 - m3 - m4, where m1 = g0 (d0 - d2),
     m2 = (g0 + g1 + g2)/2 (d1 + d2), m3 = (g0 - g1 + g2)/2 (d2 - d1), m4 = g2 (d1 - d3). Exact up to rounding, with
     errors of the same size as the direct sum's.
     """
     padding = (weight.shape[3] // 2, weight.shape[4] // 2)
-    outputs = x.shape[0] // batch + zeros - 2
-    head = []
-    if outputs % 2:  # the first output alone, so that pairs remain
-        known = (2 - zeros) * batch
-        head = [causal_conv(x[known : known + batch], weight, bias, batch, x[:known] if known else None)]
-        x, zeros = (x, zeros - 1) if zeros else (x[batch:], 0)
-    if zeros:
-        x = torch.cat([zero_frames(x, zeros * batch), x])
     frames = x.unflatten(0, (-1, batch))
-    d0, d1, d2, d3 = frames[0:-2:2], frames[1:-1:2], frames[2::2], frames[3::2]
+    before = list(history.unflatten(0, (-1, batch))) if history is not None else []
+    before = [torch.zeros_like(frames[0])] * (2 - len(before)) + before
+    y = _empty_frames(x, x.shape[0], weight.shape[0])
+    rest = y.unflatten(0, (-1, batch))
+    if len(frames) % 2:  # the first output alone, so that pairs remain
+        y[:batch] = causal_conv(x[:batch], weight, bias, batch, history)
+        before, frames, rest = [before[1], frames[0]], frames[1:], rest[1:]
+    first = [*before, frames[0], frames[1]]
+    later = [frames[0:-2:2], frames[1:-2:2], frames[2::2], frames[3::2]]
+    buffer = _empty_frames(x, x.shape[0] // batch // 2 * batch, x.shape[1])
+    d = buffer.unflatten(0, (-1, batch))
+
+    def product(combine: Callable[..., Tensor], i: int, j: int, tap: Tensor, bias: Tensor | None = None) -> Tensor:
+        combine(first[i], first[j], out=d[0])
+        combine(later[i], later[j], out=d[1:])
+        return F.conv2d(buffer, tap, bias, padding=padding)
+
     g0, g1, g2 = weight.unbind(2)
     outer, inner = (g0 + g2) * 0.5, g1 * 0.5
-    m1 = F.conv2d((d0 - d2).flatten(0, 1), g0, bias, padding=padding)
-    m2 = F.conv2d((d1 + d2).flatten(0, 1), outer + inner, padding=padding)
-    m3 = F.conv2d((d2 - d1).flatten(0, 1), outer - inner, padding=padding)
-    m4 = F.conv2d((d1 - d3).flatten(0, 1), g2, -bias, padding=padding)
-    y = m1.new_empty(2 * d0.shape[0], batch, *m1.shape[2:], m1.shape[1]).permute(0, 1, 4, 2, 3)
-    y[0::2] = m1.add_(m2).add_(m3).unflatten(0, (-1, batch))
-    y[1::2] = m2.sub_(m3).sub_(m4).unflatten(0, (-1, batch))
-    return torch.cat([*head, y.flatten(0, 1)]) if head else y.flatten(0, 1)
+    m2 = product(torch.add, 1, 2, outer + inner)
+    m3 = product(torch.sub, 2, 1, outer - inner)
+    m = product(torch.sub, 0, 2, g0, bias).add_(m2)
+    torch.add(m.unflatten(0, (-1, batch)), m3.unflatten(0, (-1, batch)), out=rest[0::2])
+    m2.sub_(m3)
+    m = product(torch.sub, 1, 3, g2, -bias)
+    torch.sub(m2.unflatten(0, (-1, batch)), m.unflatten(0, (-1, batch)), out=rest[1::2])
+    return y
 
 
-def zero_frames(like: Tensor, count: int) -> Tensor:
-    """Return `count` zero frames of the size and layout of the frames `like`."""
-    shape = (count, like.shape[2], like.shape[3], like.shape[1])
-    return like.new_zeros(shape).permute(0, 3, 1, 2)
+def _empty_frames(like: Tensor, count: int, channels: int) -> Tensor:
+    """Return uninitialised frames (count, channels, H, W), channels last, of the size of the frames `like`."""
+    return like.new_empty(count, *like.shape[2:], channels).permute(0, 3, 1, 2)
 
 
 def pixel_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from cosmos_predict.tokenizers.frames import (
     pixel_attention,
     tap_major,
     to_frames,
+    upsample_conv,
 )
 from cosmos_predict.tokenizers.normalize import LatentNormalizer
 
@@ -163,7 +164,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, temporal: bool) -> None:
         super().__init__()
-        self.resample = nn.Sequential(nn.Upsample(scale_factor=2.0), nn.Conv2d(channels, channels // 2, 3, padding=1))
+        self.resample = nn.ModuleList([nn.Identity(), nn.Conv2d(channels, channels // 2, 3, padding=1)])
         self.time_conv = CausalConv3d(channels, 2 * channels, (3, 1, 1)) if temporal else None
 
     def forward(self, x: Tensor, stream: WanStream) -> Tensor:
@@ -175,7 +176,9 @@ class Upsample(nn.Module):
                 pairs = self.time_conv(x, stream).unflatten(1, (2, -1)).unflatten(0, (-1, stream.batch))
                 x = pairs.permute(0, 2, 1, 4, 5, 3).flatten(0, 2).permute(0, 3, 1, 2)  # halves become frames 2t, 2t + 1
             x = torch.cat([head, x]) if first else x
-        return self.resample(x)
+        conv = self.resample[1]
+        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+        return upsample_conv(x, conv.weight, conv.bias)
 
 
 class Encoder(nn.Module):

@@ -19,7 +19,7 @@ from loguru import logger
 from torch import Tensor
 
 from cosmos_predict.checkpoint.export import export_checkpoint
-from cosmos_predict.checkpoint.load import load_state
+from cosmos_predict.checkpoint.load import grow_from_base, load_state
 from cosmos_predict.checkpoint.run_folder import RunFolder, find_run_folder
 from cosmos_predict.checkpoint.run_state import (
     load_optimizer_state,
@@ -99,7 +99,13 @@ class Trainer:
             return
         path = resolve_checkpoint(path)
         with TensorFile(path) as source:
-            load_state(self.model.net, source, ema=manager.load_ema, where=path)
+            if self.model.net.config.controls:
+                new = grow_from_base(self.model.net, source, ema=manager.load_ema)
+                logger.info(
+                    "{} tensors are not in the base and start new{}", len(new), f": {new[:4]} ..." if new else ""
+                )
+            else:
+                load_state(self.model.net, source, ema=manager.load_ema, where=path)
         logger.info("base weights: {}", path)
 
     def resume(self) -> None:
@@ -194,7 +200,7 @@ class Trainer:
             losses.append(LossRecord(out.loss.detach(), out.mse_loss, tuple(out.xt.shape)))
             progress.sample_number += len(batch["sample_number"])
         clip = clip_gradients(self.model.parameters(), self.config.trainer.clip_norm)
-        lr = self.scheduler.get_last_lr()[0]
+        lr = float(self.scheduler.get_last_lr()[0])
         if clip.skip_step:
             self._count_skip(clip.total_norm)
         else:

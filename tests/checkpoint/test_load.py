@@ -1,5 +1,6 @@
 """Loading published files strictly, and every way in which a file can be wrong."""
 
+import json
 import pickle
 import re
 
@@ -237,7 +238,7 @@ def test_a_pt_that_needs_weights_only_false_is_refused(tmp_path):
 
 def test_tables_fold_blocks_and_stay_short():
     names = [f"blocks.{i}.mlp.layer1.weight" for i in (0, 1, 2, 5)] + ["a.weight"]
-    assert grouped(names) == ["blocks.{0-2,5}.mlp.layer1.weight", "a.weight"]
+    assert grouped(names) == ["a.weight", "blocks.{0-2,5}.mlp.layer1.weight"]
     text = str(account({}, {f"module{i}.weight": (1,) for i in range(40)}))
     assert "missing from the file: 40" in text and "... and 24 more" in text and len(text.splitlines()) < 25
 
@@ -293,3 +294,28 @@ def test_growing_drops_with_a_warning_and_refuses_the_rest():
     cut = {key: value for key, value in multiview.state_dict().items() if "mlp" not in key}
     with pytest.raises(CheckpointError):
         grow_from_base(net, cut)
+
+
+def test_a_file_in_a_run_folder_takes_the_configuration_of_the_run(tmp_path):
+    net = tiny_network("predict2_2b_video2world")
+    fields = (
+        "model_channels",
+        "num_blocks",
+        "num_heads",
+        "adaln_lora_dim",
+        "crossattn_emb_channels",
+        "rope_h_extrapolation_ratio",
+    )
+    fields += ("max_img_h", "max_img_w", "max_frames", "rope_w_extrapolation_ratio")
+    target = "cosmos_predict.{}".format
+    config = {"_target_": target("networks.config.DiTConfig")} | {name: getattr(net.config, name) for name in fields}
+    pipe = {"_target_": target("models.config.PipeConfig"), "net": config}
+    model = {"_target_": target("models.config.ModelConfig"), "pipe_config": pipe}
+    tree = {"model": {"_target_": target("models.build.build_world_model"), "config": model}}
+    path = tmp_path / "run" / "checkpoints" / "model" / "iter_000000002.pt"
+    write_tensors(path, entries_of(published_state(net)))
+    with pytest.raises(CheckpointError, match="Give its configuration"):
+        load_network(path)
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps(tree))  # JSON is YAML
+    loaded = load_network(path)
+    assert loaded.config == net.config and same_weights(net, loaded)

@@ -13,6 +13,7 @@ from cosmos_predict.conditions.trajectory import TrajectoryControl
 from cosmos_predict.errors import CheckpointError, CorruptFileError, UnsafeFileError
 from cosmos_predict.models.published import PUBLISHED, published_config
 from cosmos_predict.networks.dit import build_dit
+from cosmos_predict.networks.lora import inject_lora
 from tests.checkpoint.small import DIT_MANIFESTS, manifest, tiny_config
 
 
@@ -40,6 +41,19 @@ def test_every_published_file_needs_no_config_and_matches_with_nothing_left_over
     net = build_dit(found.config, device="meta", dtype=torch.bfloat16)
     load_state(net, {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, device="meta")
     assert all(parameter.is_meta for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(("size", "rank", "count"), [("2b", 16, 22_937_600), ("14b", 32, 143_917_056)])
+def test_lora_manifests_are_what_injection_makes(size, rank, count):
+    expected = manifest(f"predict2_video2world_{size}_lora_r{rank}_adapted_keys")
+    net = build_dit(published_config(f"predict2_{size}_video2world"), device="meta", dtype=torch.bfloat16)
+    inject_lora(net, rank=rank)
+    shapes = {f"net.{name}": tuple(p.shape) for name, p in net.state_dict().items()}
+    assert {name: shape for name, shape in shapes.items() if "base_layer" in name or "lora_" in name} == expected
+    assert sum(p.numel() for name, p in net.named_parameters() if "lora_" in name) == count
+    # A whole file with adapters is told for the network it is.
+    assert recognise(shapes).name == f"predict2_{size}_video2world"
+    load_state(net, {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, device="meta")
 
 
 def test_a_converted_file_is_recognised_by_its_shapes():

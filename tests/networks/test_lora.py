@@ -8,8 +8,12 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from cosmos_predict.errors import CheckpointError, ConfigError
 from cosmos_predict.models.published import published_config
@@ -163,6 +167,21 @@ def test_meta_network_is_filled_later(x: Tensor) -> None:
     inject_lora(reference, rank=4, seed=5)
     assert all(torch.equal(tensor, reference.state_dict()[name]) for name, tensor in network.state_dict().items())
     assert torch.equal(network(x), plain(x))
+
+
+def test_sharded_adapters_are_filled_with_the_same_numbers() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        network, reference = toy(), toy()
+        inject_lora(network, rank=4, seed=1)
+        fully_shard(network, mesh=init_device_mesh("cpu", (1,)))
+        initialize_adapter(network, seed=5)
+        inject_lora(reference, rank=4, seed=5)
+        state, expected = adapter_state_dict(network), adapter_state_dict(reference)
+        assert all(isinstance(tensor, DTensor) for tensor in state.values())
+        assert all(torch.equal(tensor.full_tensor(), expected[name]) for name, tensor in state.items())
+    finally:
+        dist.destroy_process_group()
 
 
 def test_our_files_load_in_peft(tmp_path: Path, x: Tensor) -> None:

@@ -52,7 +52,12 @@ def state_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     iteration = trainer.folder.newest()
     assert iteration is not None
     parts = [trainer.folder.part(part, iteration) for part in ("trainer", "optim")]
-    return {f"{path.name}:{k}": v for part in parts for path in part.glob("*.safetensors") for k, v in load_tensors(path).items()}
+    return {
+        f"{path.name}:{k}": v
+        for part in parts
+        for path in part.glob("*.safetensors")
+        for k, v in load_tensors(path).items()
+    }
 
 
 def test_resume_is_bit_identical(tmp_path: Path) -> None:
@@ -81,7 +86,9 @@ def test_published_file_holds_bf16_weights_and_fp32_ema(tmp_path: Path) -> None:
     assert weights and {value.dtype for value in weights.values()} == {torch.bfloat16}
     assert len(ema) == len(weights) and {value.dtype for value in ema.values()} == {torch.float32}
     name = "net.final_layer.linear.weight"
-    torch.testing.assert_close(state[name].float(), dict(trainer.model.named_parameters())[name].detach(), rtol=1e-2, atol=1e-6)
+    torch.testing.assert_close(
+        state[name].float(), dict(trainer.model.named_parameters())[name].detach(), rtol=1e-2, atol=1e-6
+    )
     assert (trainer.folder.checkpoints / "latest_checkpoint.txt").read_text() == "iter_000000002.pt\n"
 
 
@@ -107,7 +114,10 @@ def test_missing_export_is_made_again(tmp_path: Path) -> None:
 def test_keep_last_k_counts_state_and_exports(tmp_path: Path) -> None:
     trainer = run(tmp_path, "trainer.max_iter=3", "checkpoint.save_iter=1", "checkpoint.keep_last_k=2")
     assert trainer.folder.iterations() == [2, 3]
-    assert sorted(path.name for path in (trainer.folder.checkpoints / "model").iterdir()) == ["iter_000000002.pt", "iter_000000003.pt"]
+    assert sorted(path.name for path in (trainer.folder.checkpoints / "model").iterdir()) == [
+        "iter_000000002.pt",
+        "iter_000000003.pt",
+    ]
     assert not trainer.folder.part("optim", 1).exists()
 
 
@@ -189,7 +199,9 @@ def config_for_env(*overrides: str) -> Config:
 def start(root: Path, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "train", "--", *BASE, *overrides]
     env = {**os.environ, "OUTPUT_ROOT": str(root), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120) -> None:
@@ -210,9 +222,13 @@ def test_killed_run_resumes_where_it_was(tmp_path: Path) -> None:
     newest = folder.newest()
     assert newest is not None
     resumed = run(tmp_path, f"trainer.max_iter={newest + 2}", "checkpoint.save_iter=2", "checkpoint.keep_last_k=3")
-    whole = run(tmp_path / "whole", f"trainer.max_iter={newest + 2}", "checkpoint.save_iter=2", "checkpoint.keep_last_k=3")
+    whole = run(
+        tmp_path / "whole", f"trainer.max_iter={newest + 2}", "checkpoint.save_iter=2", "checkpoint.keep_last_k=3"
+    )
     a, b = state_of(resumed), state_of(whole)
-    assert a.keys() == b.keys() and all(torch.allclose(a[name].float(), b[name].float(), rtol=1e-5, atol=1e-7) for name in a)
+    assert a.keys() == b.keys() and all(
+        torch.allclose(a[name].float(), b[name].float(), rtol=1e-5, atol=1e-7) for name in a
+    )
 
 
 @pytest.mark.slow
