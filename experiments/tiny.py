@@ -19,40 +19,7 @@ register_choice(
 
 LATENT_CHANNELS = 32
 # `fit_dct_std` on assets/robot_arm with a floor of 0.03, which keeps the model from spending itself on fine texture.
-LATENT_STD = [
-    0.327,
-    0.125,
-    0.03,
-    0.036,
-    0.08,
-    0.058,
-    0.03,
-    0.03,
-    0.032,
-    0.03,
-    0.03,
-    0.03,
-    0.03,
-    0.03,
-    0.03,
-    0.03,
-    0.03,
-    0.035,
-    0.03,
-    0.03,
-    0.03,
-    0.03,
-    0.03,
-    0.03,
-    0.03,
-    0.03,
-    0.03,
-    0.03,
-    0.03,
-    0.03,
-    0.03,
-    0.03,
-]
+LATENT_STD = [0.327, 0.125, 0.03, 0.036, 0.08, 0.058] + [0.03] * (LATENT_CHANNELS - 6)
 
 
 @register_experiment(
@@ -73,7 +40,7 @@ def tiny_video2world() -> dict[str, Any]:
     pipe = L(PipeConfig)(
         net=net,
         family="predict2",
-        tokenizer=L(TokenizerConfig)(name="dct", options={"latent_ch": LATENT_CHANNELS, "std": LATENT_STD}),
+        tokenizer=L(TokenizerConfig)(name="dct", options={"channels": LATENT_CHANNELS, "std": LATENT_STD}),
         text_encoder="tiny",
         min_num_conditional_frames=1,
         max_num_conditional_frames=1,

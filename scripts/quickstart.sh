@@ -2,7 +2,7 @@
 # The whole job on a laptop CPU: clips -> dataset -> post-training -> a generated mp4 and a contact sheet.
 #   ./scripts/quickstart.sh                 on the robot-arm clips that the repository ships
 #   ./scripts/quickstart.sh VIDEO_FOLDER    on your own mp4 files (captions from .txt files of the same name, if any)
-# ITERATIONS=400 sets the length of training. Everything is written under output/quickstart and can be deleted.
+# ITERATIONS=700 sets the length of training. Everything is written under output/quickstart and can be deleted.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source_folder="$(realpath "${1:-$here/assets/robot_arm}")"
@@ -12,7 +12,7 @@ cd "$here"
 export PATH="$PWD/.venv/bin:$PATH" TOKENIZERS_PARALLELISM=false
 out="output/quickstart/$(basename "$source_folder")"
 dataset="$out/dataset"
-iterations="${ITERATIONS:-400}"
+iterations="${ITERATIONS:-700}"
 frames=17 height=96 width=128
 
 echo "== 1. clips and captions -> $dataset"
@@ -24,7 +24,7 @@ python scripts/get_t5_embeddings.py --dataset_path "$dataset" --text_encoder tin
 echo "== 3. training, $iterations updates"
 OUTPUT_ROOT="$out/checkpoints" python -m train -- experiment=tiny_video2world \
     dataloader_train.dataset.dataset_dir="$dataset" dataloader_train.dataset.num_frames=$frames \
-    "dataloader_train.dataset.video_size=[$height,$width]" trainer.max_iter="$iterations"
+    "dataloader_train.dataset.video_size=[$height,$width]" dataloader_train.num_workers=1 trainer.max_iter="$iterations" "scheduler.cycle_lengths=[$iterations]"
 run="$out/checkpoints/cosmos_predict/tiny/tiny_video2world"
 
 echo "== 4. generation from a first frame"

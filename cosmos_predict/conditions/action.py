@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -117,7 +116,7 @@ class ActionControl(Control):
     @staticmethod
     def _place(embedding: Tensor, condition_mask: Tensor | None) -> Tensor:
         """Prepend zeros for latent frame 0 and silence given frames: `(B, T-1, F)` -> `(B, T, F)`."""
-        embedding = torch.cat([torch.zeros_like(embedding[:, :1]), embedding], dim=1)
+        embedding = F.pad(embedding, (0, 0, 1, 0))
         if condition_mask is None:
             return embedding
         return embedding * (1 - condition_mask[:, 0, :, 0, 0, None].to(embedding.dtype))

@@ -20,7 +20,7 @@ def shrink(config: DictConfig, report: list[str]) -> None:
     net.update({"input_channels": channels, "out_channels": DEBUG_LATENT_CHANNELS, "attention_backend": "sdpa"})
     OmegaConf.update(pipe.tokenizer, "name", "dct")
     pipe.tokenizer.path = ""
-    pipe.tokenizer.options = {"latent_ch": DEBUG_LATENT_CHANNELS}
+    pipe.tokenizer.options = {"channels": DEBUG_LATENT_CHANNELS}
     pipe.text_encoder, pipe.state_t = "tiny", None
     config.model.config.model_manager_config.dit_path = ""
     config.checkpoint.load_path = ""

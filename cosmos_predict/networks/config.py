@@ -110,4 +110,5 @@ class DiTConfig:
 
 
 def _divisors(number: int, most: int = 12) -> Iterable[int]:
-    return [n for n in range(1, min(number, 256) + 1) if number % n == 0 and (number // n) % 2 == 0][:most]
+    """Return the head counts that leave an even head size of at least 12."""
+    return [n for n in range(1, min(number // 12, 256) + 1) if number % (2 * n) == 0][:most]

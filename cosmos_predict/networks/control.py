@@ -79,8 +79,12 @@ class Control:
         """Return the number of parameters that this control adds, blocks included."""
         with torch.device("meta"):
             own = sum(p.numel() for module in self.modules(config).values() for p in module.parameters())
-            block = sum(p.numel() for module in self.block_modules(config).values() for p in module.parameters())
-        return own + block * config.num_blocks
+        return own + self.num_block_parameters(config) * config.num_blocks
+
+    def num_block_parameters(self, config: DiTConfig) -> int:
+        """Return the number of parameters that this control adds to each block, applied to every token."""
+        with torch.device("meta"):
+            return sum(p.numel() for module in self.block_modules(config).values() for p in module.parameters())
 
     def init_weights(self, net: nn.Module) -> None:
         """Initialise the control's own modules on a network trained from scratch or grown from a base."""

@@ -43,19 +43,21 @@ def forward_flops(config: DiTConfig, tokens: int, text_tokens: int = 512, frames
     """Return the operations of one forward for one sample.
 
     Per block: 2 N (4 D^2) + 4 D N^2 self-attention, 2 N (2 D^2) + 2 L (2 C D) + 4 D N L cross-attention (L text tokens
-    of one view), 2 N (2 D M) MLP of hidden size M, and 3 modulations of 2 F (D R + 3 R D) for F time embeddings.
+    of one view), 2 N (2 D M) MLP of hidden size M, 3 modulations of 2 F (D R + 3 R D) for F time embeddings, and 2 N P
+    for P parameters that controls add to a block. What controls compute once per frame or clip is not counted.
     """
     width, text, rank = config.model_channels, config.crossattn_emb_channels, config.adaln_lora_dim
     self_attention = 8 * tokens * width**2 + 4 * width * tokens**2
     cross_attention = 4 * tokens * width**2 + 4 * text_tokens * views * text * width + 4 * width * tokens * text_tokens
     mlp = 4 * tokens * width * config.mlp_channels
     modulation = 3 * 2 * frames * (width * rank + 3 * rank * width)
+    controls = 2 * tokens * sum(control.num_block_parameters(config) for control in config.controls)
     ends = 2 * tokens * width * config.patch_volume * (config.in_channels + config.out_channels)
     ends += 2 * frames * (4 * width**2 + width * rank + 2 * rank * width)
     if config.projects_text:
         assert config.crossattn_proj_in_channels is not None
         ends += 2 * text_tokens * views * config.crossattn_proj_in_channels * text
-    return config.num_blocks * (self_attention + cross_attention + mlp + modulation) + ends
+    return config.num_blocks * (self_attention + cross_attention + mlp + modulation + controls) + ends
 
 
 def training_flops(config: DiTConfig, tokens: int, text_tokens: int = 512, frames: int = 1, views: int = 1) -> int:

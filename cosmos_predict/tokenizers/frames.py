@@ -49,37 +49,50 @@ def causal_conv(
     with `stride` 1 the frames missing before it count as zeros, with a larger one windows start at the first frame given.
     Returns ((T + n + zeros - kt) // stride + 1 frames, O, H, W).
     """
-    taps = weight.shape[2]
-    padding = (weight.shape[3] // 2, weight.shape[4] // 2)
+    taps, lags = weight.shape[2], range(1, weight.shape[2])
     if taps == 1:
-        return F.conv2d(x, weight[:, :, 0], bias, padding=padding)
+        return _conv2d(x, weight[:, :, 0], bias)
+    length = x.shape[0] // batch
     known = 0 if history is None else history.shape[0] // batch
-    given = known + x.shape[0] // batch
-    zeros = taps - 1 - known if stride == 1 else 0
-    outputs = (zeros + given - taps) // stride + 1
-    on_gpu = x.is_cuda and outputs > 1
-    if not on_gpu and taps == 3 and stride == 1 and outputs > 1 and _pairs_pay(x, weight):
+    if (x.is_cuda and length > 1) or stride > 1:
+        x = x if history is None else torch.cat([history, x])
+        if x.is_cuda:
+            return _conv3d(x, weight, bias, batch, taps - 1 - known if stride == 1 else 0, stride)
+        frames = x.unflatten(0, (-1, batch))
+        last = len(frames) - taps + 1
+        terms = [frames[tap : tap + last : stride].flatten(0, 1) for tap in range(taps)]
+        y = _conv2d(terms[0], weight[:, :, 0], bias)
+        for tap in lags:
+            _accumulate(y, terms[tap], weight[:, :, tap])
+        return y
+    if taps == 3 and length > 1 and _pairs_pay(x, weight):
         return _paired_conv(x, weight, bias, batch, history)
-    if history is not None:
-        x = torch.cat([history, x])
-    if on_gpu:
-        return _conv3d(x, weight, bias, batch, zeros, stride)
-    # Three 2D convolutions summed: on CPUs as fast as the 3D kernel for wide layers, ten times faster for narrow ones.
-    frames = x.unflatten(0, (given, batch))
-    y = None
-    for tap in reversed(range(taps)):
-        first = max(0, -((tap - zeros) // stride))  # the first output whose window has a real frame under this tap
-        if first >= outputs:
-            continue
-        start = tap - zeros + first * stride
-        window = frames[start : start + (outputs - first - 1) * stride + 1 : stride].flatten(0, 1)
-        term = F.conv2d(window, weight[:, :, tap], bias if y is None else None, padding=padding)
-        if y is None:
-            y = term
-        else:
-            y[first * batch :] += term
-    assert y is not None
+    # 2D convolutions summed: on CPUs as fast as the 3D kernel for wide layers, ten times faster for narrow ones.
+    y = _conv2d(x, weight[:, :, -1], bias)
+    for lag in lags:
+        tap = weight[:, :, -1 - lag]
+        if length > lag:
+            _accumulate(y[lag * batch :], x[: -lag * batch], tap)
+        first, last = max(0, lag - known), min(lag, length)  # the outputs that see a given earlier frame at this lag
+        if history is not None and first < last:
+            start = known - lag
+            _accumulate(y[first * batch : last * batch], history[(start + first) * batch : (start + last) * batch], tap)
     return y
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve each frame, padding k // 2; 1x1 kernels as a matrix product."""
+    if weight.shape[2:] == (1, 1):
+        return F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
+    return F.conv2d(x, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
+
+
+def _accumulate(y: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Add `_conv2d(x, weight)` to `y` in place."""
+    if weight.shape[2:] == (1, 1):
+        y.permute(0, 2, 3, 1).flatten(0, 2).addmm_(x.permute(0, 2, 3, 1).flatten(0, 2), weight[:, :, 0, 0].t())
+    else:
+        y += _conv2d(x, weight, None)
 
 
 def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor, *, residual: bool = False) -> Tensor:
@@ -111,7 +124,8 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor, *, residual: bool = F
 
 def _pairs_pay(x: Tensor, weight: Tensor) -> bool:
     differentiated = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    return weight.shape[1] >= PAIRED_MIN_CHANNELS and x.dtype == torch.float32 and not differentiated
+    wide = weight.shape[1] >= PAIRED_MIN_CHANNELS and weight.shape[3:] == (3, 3)
+    return wide and x.dtype == torch.float32 and not differentiated
 
 
 def _conv3d(x: Tensor, weight: Tensor, bias: Tensor, batch: int, zeros: int, stride: int) -> Tensor:

@@ -37,7 +37,9 @@ class LatentNormalizer:
             tables.append(table if round_to is None else table.to(round_to).float())
         self.mean, self.std = tables
         if self.mean.shape != self.std.shape:
-            raise ConfigError(f"latent mean {tuple(self.mean.shape)} and std {tuple(self.std.shape)}: expected one shape")
+            raise ConfigError(
+                f"latent mean {tuple(self.mean.shape)} and std {tuple(self.std.shape)}: expected one shape"
+            )
         if not bool((self.std > 0).all()):
             raise ConfigError(f"latent std holds {self.std.min().item():g}: expected positive numbers")
 

@@ -184,7 +184,9 @@ class Upsample(nn.Module):
 class Encoder(nn.Module):
     """Pixels to 2 z channels, before the last 1x1x1 convolution."""
 
-    def __init__(self, dim: int, z_dim: int, mults: Sequence[int], blocks: int, temporal: Sequence[bool], dropout: float):
+    def __init__(
+        self, dim: int, z_dim: int, mults: Sequence[int], blocks: int, temporal: Sequence[bool], dropout: float
+    ):
         super().__init__()
         widths = [dim * m for m in (1, *mults)]
         self.conv1 = CausalConv3d(3, widths[0], (3, 3, 3))
@@ -208,7 +210,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents to pixels, after the first 1x1x1 convolution."""
 
-    def __init__(self, dim: int, z_dim: int, mults: Sequence[int], blocks: int, temporal: Sequence[bool], dropout: float):
+    def __init__(
+        self, dim: int, z_dim: int, mults: Sequence[int], blocks: int, temporal: Sequence[bool], dropout: float
+    ):
         super().__init__()
         widths = [dim * m for m in (mults[-1], *reversed(mults))]
         self.conv1 = CausalConv3d(z_dim, widths[0], (3, 3, 3))

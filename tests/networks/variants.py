@@ -58,7 +58,7 @@ class Variant:
             **self.signals(batch, self.views, frames),
         }
         if config.has_channel("cond_mask"):
-            inputs["condition_mask"] = (torch.rand(batch, 1, frames, 1, 1) > 0.5).float()
+            inputs["condition_mask"] = torch.rand(batch, 1, frames, 1, 1)
         return inputs
 
 
