@@ -10,6 +10,7 @@ cd "$here"
 
 ./scripts/setup_env.sh
 export PATH="$PWD/.venv/bin:$PATH" TOKENIZERS_PARALLELISM=false
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # threads that spin while they wait stall on a busy machine
 out="output/quickstart/$(basename "$source_folder")"
 dataset="$out/dataset"
 iterations="${ITERATIONS:-700}"
@@ -24,7 +25,7 @@ python scripts/get_t5_embeddings.py --dataset_path "$dataset" --text_encoder tin
 echo "== 3. training, $iterations updates"
 OUTPUT_ROOT="$out/checkpoints" python -m train -- experiment=tiny_video2world \
     dataloader_train.dataset.dataset_dir="$dataset" dataloader_train.dataset.num_frames=$frames \
-    "dataloader_train.dataset.video_size=[$height,$width]" dataloader_train.num_workers=1 trainer.max_iter="$iterations" "scheduler.cycle_lengths=[$iterations]"
+    "dataloader_train.dataset.video_size=[$height,$width]" trainer.max_iter="$iterations" "scheduler.cycle_lengths=[$iterations]"
 run="$out/checkpoints/cosmos_predict/tiny/tiny_video2world"
 
 echo "== 4. generation from a first frame"

@@ -13,6 +13,7 @@ done
 export PATH="$PWD/.venv/bin:$PATH"
 # The tests are small: more threads than this only wait for each other, above all in tests of several processes.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
 export PYRIGHT_PYTHON_IGNORE_WARNINGS=1
 

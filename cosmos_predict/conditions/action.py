@@ -52,8 +52,8 @@ class ActionControl(Control):
     hidden: int | None = None
     gelu: str = "tanh"
     zero_init: bool = True
-    name: str = "action"
-    signals: tuple[str, ...] = ("action",)
+    name = "action"
+    signals = ("action",)
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

@@ -24,8 +24,8 @@ class AugmentSigmaControl(Control):
     As published, the embedder's two linears exist in the checkpoint and have no effect: only the sinusoid is used.
     """
 
-    name: str = "augment_sigma"
-    signals: tuple[str, ...] = ("augment_sigma",)
+    name = "augment_sigma"
+    signals = ("augment_sigma",)
 
     def modules(self, config: DiTConfig) -> dict[str, nn.Module]:
         return {"augment_sigma_embedder": TimestepEmbedder(config)}

@@ -28,8 +28,8 @@ class CameraBlockControl(Control):
 
     features: int = 1536
     zero_init: bool = True
-    name: str = "camera"
-    signals: tuple[str, ...] = ("camera",)
+    name = "camera"
+    signals = ("camera",)
 
     def block_modules(self, config: DiTConfig) -> dict[str, nn.Module]:
         return {"cam_encoder": nn.Linear(self.features, config.model_channels, bias=False)}

@@ -135,6 +135,10 @@ class FrameAugment:
     normalize_latent: bool = False
     condition_on_augment_sigma: bool = False
 
+    def __post_init__(self) -> None:
+        if self.on_drop not in ("zero", "noise"):
+            raise ConfigError(f"on_condition_drop={self.on_drop!r} is not 'zero' or 'noise'")
+
     def compose(self, x: Tensor, sigma: Tensor, frames: GivenFrames, parameterization) -> Composed:
         """x `(B, C, T, H, W)` noised, sigma `(B, 1)` -> what the network sees, c_noise `(B, 1)`."""
         scaling = parameterization.scaling(sigma)

@@ -25,9 +25,9 @@ class TrajectoryControl(Control):
 
     dim: int = 12
     in_features: int = 192
-    name: str = "trajectory"
-    signals: tuple[str, ...] = ("trajectory",)
-    channels: tuple[str, ...] = ("trajectory",)
+    name = "trajectory"
+    signals = ("trajectory",)
+    channels = ("trajectory",)
 
     def modules(self, config: DiTConfig) -> dict[str, nn.Module]:
         return {"traj_embeddings": nn.Linear(self.in_features, self.dim)}

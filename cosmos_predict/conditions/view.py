@@ -28,9 +28,9 @@ class ViewControl(Control):
     num_views: int = 7
     dim: int = 7
     add_frame_repeat: bool = False
-    name: str = "view"
-    signals: tuple[str, ...] = ("view_indices", "frame_repeat")
-    channels: tuple[str, ...] = ("view",)
+    name = "view"
+    signals = ("view_indices", "frame_repeat")
+    channels = ("view",)
 
     def modules(self, config: DiTConfig) -> dict[str, nn.Module]:
         modules: dict[str, nn.Module] = {"view_embeddings": nn.Embedding(self.num_views, self.dim)}

@@ -74,8 +74,12 @@ def rope_table(angles: Tensor) -> tuple[Tensor, Tensor]:
 def apply_rope(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate x `(B, N, heads, d)` by the table: pairs are (i, i + d/2), computed in float32, returned in x's dtype."""
     cos, sin = table
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    out = (x.unflatten(-1, (2, half)) * cos.unsqueeze(-2)).flatten(-2)  # float32, as the table is
+    out[..., :half].addcmul_(second, sin, value=-1)
+    out[..., half:].addcmul_(first, sin)
+    return out.to(x.dtype)
 
 
 def timestep_sinusoid(t: Tensor, dim: int) -> Tensor:

@@ -5,6 +5,7 @@ Module names are the published checkpoints' keys. Layers work on frames (T*B, C,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -62,7 +63,7 @@ class Level(nn.Module):
 
     def __init__(self, parts: Parts, widths: Sequence[int], dropout: float, attention: bool) -> None:
         super().__init__()
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         self.block = nn.ModuleList([ResnetBlock(parts, a, b, dropout) for a, b in pairs])
         self.attn = nn.ModuleList([parts.attention(b) for _, b in pairs] if attention else [])
         self.downsample: nn.Module | None = None

@@ -45,7 +45,9 @@ class CausalConv3d(nn.Module):
     def forward(self, x: Tensor, batch: int, *, stride: int = 1) -> Tensor:
         weight, bias = self.conv3d.weight, self.conv3d.bias
         assert bias is not None
-        history = x[:batch].repeat(weight.shape[2] - 1, 1, 1, 1) if weight.shape[2] > 1 else None
+        if x.shape[0] == batch:  # every tap sees the one frame
+            return causal_conv(x, weight.sum(2, keepdim=True), bias, batch)
+        history = torch.cat([x[:batch]] * (weight.shape[2] - 1)) if weight.shape[2] > 1 else None
         return causal_conv(x, weight, bias, batch, history, stride=stride)
 
     def spatial(self) -> tuple[Tensor, Tensor]:

@@ -90,11 +90,9 @@ class DCTTokenizer(VideoTokenizer):
         self.temporal_compression_factor = temporal
         if std is None:
             std = DCT_STD_4X8X8 if (channels, temporal) == (len(DCT_STD_4X8X8), 4) else (1.0,) * channels
+        if len(std) != channels:
+            raise ConfigError(f"DCT std of {len(std)} numbers: expected one for each of {channels} channels")
         self.normalizer = LatentNormalizer((0.0,) * channels if mean is None else mean, std)
-        if self.normalizer.channels != channels:
-            raise ConfigError(
-                f"DCT std of {self.normalizer.channels} numbers: expected one for each of {channels} channels"
-            )
         self._basis = dct_basis(channels, temporal)  # a constant, not a buffer: in no state dict, never on meta
 
     def _encode(self, video: Tensor) -> Tensor:

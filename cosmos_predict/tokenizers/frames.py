@@ -58,9 +58,9 @@ def causal_conv(
         x = x if history is None else torch.cat([history, x])
         if x.is_cuda:
             return _conv3d(x, weight, bias, batch, taps - 1 - known if stride == 1 else 0, stride)
-        frames = x.unflatten(0, (-1, batch))
+        frames = x.permute(0, 2, 3, 1).unflatten(0, (-1, batch))
         last = len(frames) - taps + 1
-        terms = [frames[tap : tap + last : stride].flatten(0, 1) for tap in range(taps)]
+        terms = [frames[tap : tap + last : stride].flatten(0, 1).permute(0, 3, 1, 2) for tap in range(taps)]
         y = _conv2d(terms[0], weight[:, :, 0], bias)
         for tap in lags:
             _accumulate(y, terms[tap], weight[:, :, tap])
@@ -81,16 +81,15 @@ def causal_conv(
 
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve each frame, padding k // 2; 1x1 kernels as a matrix product."""
-    if weight.shape[2:] == (1, 1):
-        return F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
+    """Convolve each frame, padding k // 2."""
     return F.conv2d(x, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
 
 
 def _accumulate(y: Tensor, x: Tensor, weight: Tensor) -> None:
     """Add `_conv2d(x, weight)` to `y` in place."""
-    if weight.shape[2:] == (1, 1):
-        y.permute(0, 2, 3, 1).flatten(0, 2).addmm_(x.permute(0, 2, 3, 1).flatten(0, 2), weight[:, :, 0, 0].t())
+    pixels = y.permute(0, 2, 3, 1)
+    if weight.shape[2:] == (1, 1) and pixels.is_contiguous():
+        pixels.view(-1, y.shape[1]).addmm_(x.permute(0, 2, 3, 1).flatten(0, 2), weight[:, :, 0, 0].t())
     else:
         y += _conv2d(x, weight, None)
 

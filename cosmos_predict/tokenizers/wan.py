@@ -8,7 +8,9 @@ grouping gives the same numbers; here a `WanStream` carries the few frames of hi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -164,6 +166,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, temporal: bool) -> None:
         super().__init__()
+        # The published Sequential of nn.Upsample and this convolution, which `upsample_conv` computes in one.
         self.resample = nn.ModuleList([nn.Identity(), nn.Conv2d(channels, channels // 2, 3, padding=1)])
         self.time_conv = CausalConv3d(channels, 2 * channels, (3, 1, 1)) if temporal else None
 
@@ -191,7 +194,7 @@ class Encoder(nn.Module):
         widths = [dim * m for m in (1, *mults)]
         self.conv1 = CausalConv3d(3, widths[0], (3, 3, 3))
         layers: list[nn.Module] = []
-        for level, (width, next_width) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for level, (width, next_width) in enumerate(itertools.pairwise(widths)):
             for index in range(blocks):
                 layers.append(ResidualBlock(width if index == 0 else next_width, next_width, dropout))
             if level < len(mults) - 1:
@@ -218,7 +221,7 @@ class Decoder(nn.Module):
         self.conv1 = CausalConv3d(z_dim, widths[0], (3, 3, 3))
         self.middle = _middle(widths[0], dropout)
         layers: list[nn.Module] = []
-        for level, (width, next_width) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for level, (width, next_width) in enumerate(itertools.pairwise(widths)):
             width = width if level == 0 else width // 2  # the upsampler before has halved it
             for index in range(blocks + 1):
                 layers.append(ResidualBlock(width if index == 0 else next_width, next_width, dropout))
@@ -259,8 +262,10 @@ class WanVAE(VideoTokenizer):
     mean, std: per-channel latent statistics.
     """
 
-    CHUNK_PIXELS = 2 << 20
-    """Pixels (T * H * W) per chunk under temporal_window="auto"; bounds the memory of any clip length."""
+    CHUNK_PIXELS: ClassVar[dict[str, int]] = {"cpu": 1 << 17, "cuda": 1 << 22}
+    """Pixels (T * H * W) per chunk by device type under temporal_window="auto"; bounds the memory of any clip length.
+
+    Large chunks keep a GPU busy; a CPU is fastest where a layer's activations stay near its caches."""
 
     def __init__(
         self,
@@ -272,7 +277,7 @@ class WanVAE(VideoTokenizer):
         temperal_downsample: Sequence[bool] = (False, True, True),
         dropout: float = 0.0,
         *,
-        temporal_window: int | str | None = "auto",
+        temporal_window: int | Literal["auto"] | None = "auto",
         mean: Sequence[float] | Tensor | None = None,
         std: Sequence[float] | Tensor | None = None,
     ) -> None:
@@ -289,13 +294,12 @@ class WanVAE(VideoTokenizer):
         self.temporal_compression_factor = 2 ** sum(temporal)
         if isinstance(temporal_window, str) and temporal_window != "auto":
             raise ConfigError(f"temporal_window={temporal_window!r}: expected a number of frames, None or 'auto'")
-        if isinstance(temporal_window, int) and (
-            temporal_window < 1 or temporal_window % self.temporal_compression_factor
-        ):
+        factor = self.temporal_compression_factor
+        if isinstance(temporal_window, int) and (temporal_window < 1 or temporal_window % factor):
             raise ConfigError(
-                f"temporal_window={temporal_window}: expected a multiple of {self.temporal_compression_factor} frames"
+                f"temporal_window={temporal_window}: expected a multiple of {factor} frames, 'auto' or None"
             )
-        self.temporal_window = temporal_window
+        self.temporal_window: int | Literal["auto"] | None = temporal_window
         self.encoder = Encoder(dim, z_dim, dim_mult, num_res_blocks, temporal, dropout)
         self.conv1 = CausalConv3d(2 * z_dim, 2 * z_dim, (1, 1, 1))
         self.conv2 = CausalConv3d(z_dim, z_dim, (1, 1, 1))
@@ -332,9 +336,9 @@ class WanVAE(VideoTokenizer):
     def window(self, height: int, width: int) -> int | None:
         """Return the frames per chunk for clips of H x W pixels, or None for whole clips."""
         if self.temporal_window != "auto":
-            return self.temporal_window  # type: ignore[return-value]
-        factor = self.temporal_compression_factor
-        return max(1, self.CHUNK_PIXELS // (height * width * factor)) * factor
+            return self.temporal_window
+        factor, pixels = self.temporal_compression_factor, self.CHUNK_PIXELS.get(self.conv1.weight.device.type, 1 << 22)
+        return max(1, pixels // (height * width * factor)) * factor
 
     def _encode(self, video: Tensor) -> Tensor:
         window = self.window(video.shape[3], video.shape[4])

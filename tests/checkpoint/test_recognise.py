@@ -122,7 +122,7 @@ def test_configurations_survive_the_metadata(name):
 
 def test_metadata_cannot_name_foreign_code():
     text = config_to_json(published_config("predict2_2b_action"))
-    for target in ("os.system", "cosmos_predict.conditions.action.torch", "cosmos_predict.conditions.action.ActionMLP"):
+    for target in ("os.system", "cosmos_predict.conditions.action.nn", "cosmos_predict.conditions.action.ActionMLP"):
         with pytest.raises(UnsafeFileError, match="refused.*no control of this package"):
             config_from_json(text.replace("cosmos_predict.conditions.action.ActionControl", target))
     with pytest.raises(CorruptFileError, match="no network configuration of this version"):

@@ -212,7 +212,9 @@ def test_camera_features_reach_each_block_in_token_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [(2, 3, 3, 2, 24), (2, 3, 2, 3, 6), (1, 3, 2, 3, 24), (2, 4, 2, 3, 24), (2, 3, 4, 6, 24), (2, 18, 24)], ids=str
+    "shape",
+    [(2, 3, 3, 2, 24), (2, 3, 2, 3, 6), (1, 3, 2, 3, 24), (2, 4, 2, 3, 24), (2, 3, 4, 6, 24), (2, 18, 24)],
+    ids=str,
 )
 def test_camera_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match=r"'camera' has shape .*, expected \(2, 3, 2, 3, 24\): \(B, V\*T, h, w"):

@@ -215,3 +215,8 @@ def test_samples_are_independent(strategy: Any) -> None:
         alone = strategy.compose(x[i : i + 1], sigma[i : i + 1], one, parameterization)
         for name, value in vars(alone).items():
             assert torch.equal(value[0], getattr(together, name)[i]), name
+
+
+def test_unknown_drop() -> None:
+    with pytest.raises(ConfigError, match="on_condition_drop='zeros' is not 'zero' or 'noise'"):
+        FrameAugment("zeros")

@@ -8,7 +8,6 @@ from cosmos_predict.conditions.action import ActionControl
 from tests.networks.variants import VARIANTS, build_variant, replace_sample, take_sample
 
 
-
 @pytest.mark.parametrize("name", VARIANTS)
 @torch.no_grad()
 def test_a_sample_ignores_its_neighbour_bit_for_bit(name: str) -> None:

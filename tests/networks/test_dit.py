@@ -90,9 +90,7 @@ def test_one_timestep_per_sample_is_the_same_for_every_frame() -> None:
     t = torch.rand(2)
     one = call(variant, net, timesteps=t)
     assert torch.equal(one, call(variant, net, timesteps=t[:, None]))
-    torch.testing.assert_close(
-        one, call(variant, net, timesteps=t[:, None].expand(2, FRAMES)), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(one, call(variant, net, timesteps=t[:, None].expand(2, FRAMES)), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(one, call(variant, net, timesteps=torch.rand(2, FRAMES)), atol=1e-3)
 
 
@@ -245,9 +243,17 @@ def test_networks_can_be_copied_and_take_bfloat16() -> None:
 # ---- refusals --------------------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "four axes": ("predict2_video2world", {"x": torch.zeros(2, 16, 4, 6)}, r"shape \(2, 16, 4, 6\), expected \(B, C, T"),
+    "four axes": (
+        "predict2_video2world",
+        {"x": torch.zeros(2, 16, 4, 6)},
+        r"shape \(2, 16, 4, 6\), expected \(B, C, T",
+    ),
     "latent channels": ("predict2_video2world", {"x": torch.zeros(2, 8, 3, 4, 6)}, "8 channels, the network takes 16"),
-    "odd height": ("predict2_video2world", {"x": torch.zeros(2, 16, 3, 5, 6)}, "5 x 6 does not divide into patches of 2"),
+    "odd height": (
+        "predict2_video2world",
+        {"x": torch.zeros(2, 16, 3, 5, 6)},
+        "5 x 6 does not divide into patches of 2",
+    ),
     "tall": ("predict2_video2world", {"x": torch.zeros(2, 16, 3, 18, 6)}, r"\(3, 9, 3\) is larger than .*\(8, 8, 8\)"),
     "wide": ("predict2_video2world", {"x": torch.zeros(2, 16, 3, 4, 18)}, r"at most 16 x 16 latent pixels"),
     "long": (
@@ -256,7 +262,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         r"\(9, 2, 3\) is larger than .* use fewer frames or a smaller size",
     ),
     "views": ("predict2_multiview", {"views": 3}, "4 latent frames do not divide into 3 views"),
-    "text views": ("predict2_multiview", {"crossattn_emb": torch.zeros(2, 5, 16)}, r"text of shape \(2, 5, 16\) .* 2 views"),
+    "text views": (
+        "predict2_multiview",
+        {"crossattn_emb": torch.zeros(2, 5, 16)},
+        r"text of shape \(2, 5, 16\) .* 2 views",
+    ),
     "text batch": ("predict2_video2world", {"crossattn_emb": torch.zeros(3, 5, 16)}, "does not fit a batch of 2"),
     "text axes": ("predict2_video2world", {"crossattn_emb": torch.zeros(2, 16)}, r"text of shape \(2, 16\)"),
     "text width": ("predict2_video2world", {"crossattn_emb": torch.zeros(2, 5, 24)}, "24 wide, the network takes 16"),
@@ -265,8 +275,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "timestep": ("predict2_video2world", {"timesteps": torch.tensor(0.5)}, r"timesteps of shape \(\) fit neither"),
     "timestep axes": ("predict2_video2world", {"timesteps": torch.rand(2, 1, 1)}, r"\(2, 1, 1\) fit neither"),
     "data type": ("predict2_video2world", {"data_type": "images"}, "data_type='images' is not 'video' or 'image'"),
-    "padding axes": ("predict2_video2world", {"padding_mask": torch.zeros(2, 8, 8)}, r"padding_mask has shape \(2, 8, 8\)"),
-    "padding batch": ("predict2_video2world", {"padding_mask": torch.zeros(3, 1, 8, 8)}, r"\(3, 1, 8, 8\), expected \(2, 1"),
+    "padding axes": (
+        "predict2_video2world",
+        {"padding_mask": torch.zeros(2, 8, 8)},
+        r"padding_mask has shape \(2, 8, 8\)",
+    ),
+    "padding batch": (
+        "predict2_video2world",
+        {"padding_mask": torch.zeros(3, 1, 8, 8)},
+        r"\(3, 1, 8, 8\), expected \(2, 1",
+    ),
     "condition mask": (
         "predict2_video2world",
         {"condition_mask": torch.zeros(2, 1, 2, 1, 1)},
@@ -274,7 +292,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "pose size": ("predict1_pose", {"plucker": torch.zeros(2, 6, 3, 8, 12)}, r"'plucker' has shape \(2, 6, 3, 8, 12\)"),
     "pose channels": ("predict1_pose", {"plucker": torch.zeros(2, 1, 3, 4, 6)}, "not in place of 6 channels"),
-    "pose axes": ("predict1_pose", {"plucker": torch.zeros(2, 6, 4, 6)}, r"'plucker' has shape \(2, 6, 4, 6\), expected"),
+    "pose axes": (
+        "predict1_pose",
+        {"plucker": torch.zeros(2, 6, 4, 6)},
+        r"'plucker' has shape \(2, 6, 4, 6\), expected",
+    ),
     "misspelt signal": (
         "predict2_action",
         {"actions": torch.zeros(2, 12, 7)},

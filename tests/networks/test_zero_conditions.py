@@ -104,9 +104,7 @@ def test_a_silent_control_learns_from_the_first_step(control_name: str) -> None:
     net = grow(base, base.config.replace(controls=(control,)))
     signals = {key: torch.randn(2, *shape) for key, shape in shapes.items()}
     net(**variant.inputs(), **signals).square().mean().backward()
-    last = {
-        key: p for key, p in net.named_parameters() if key.endswith(("B_3D.fc2.weight", "0.cam_encoder.weight"))
-    }
+    last = {key: p for key, p in net.named_parameters() if key.endswith(("B_3D.fc2.weight", "0.cam_encoder.weight"))}
     assert len(last) == 1
     for key, parameter in last.items():
         assert parameter.grad is not None and bool(parameter.grad.any()), key
