@@ -98,6 +98,8 @@ def generate(
         frames=GivenFrames(latent, first_frames_mask([given_frames], frames).to(device)),
     )
     noise = seeded_noise(shape, clip.seed).to(device)
+    assert condition.frames is not None
+    condition.frames.augment_noise = noise  # Predict1 adds this, times its tiny augment sigma, to the given frames
     sampled = model.sample(noise, condition, settings, on_step=on_step)
     sampled[:, :, :given_frames] = latent[
         :, :, :given_frames

@@ -262,7 +262,7 @@ class WanVAE(VideoTokenizer):
     mean, std: per-channel latent statistics.
     """
 
-    CHUNK_PIXELS: ClassVar[dict[str, int]] = {"cpu": 1 << 17, "cuda": 1 << 22}
+    CHUNK_PIXELS: ClassVar[dict[str, int]] = {"cpu": 1 << 16, "cuda": 1 << 22}
     """Pixels (T * H * W) per chunk by device type under temporal_window="auto"; bounds the memory of any clip length.
 
     Large chunks keep a GPU busy; a CPU is fastest where a layer's activations stay near its caches."""

@@ -144,7 +144,8 @@ write_tensors(f"{folder}/in.pt", entries)
 with open("/proc/self/statm") as stream:
     before = int(stream.read().split()[1]) * resource.getpagesize()
 convert(f"{folder}/in.pt", f"{folder}/out.{suffix}", Conversion(to="predict1", config=config))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+with open("/proc/self/status") as stream:  # ru_maxrss would count the parent's memory from before the exec
+    peak = next(int(line.split()[1]) for line in stream if line.startswith("VmHWM")) * 1024
 print(peak - before, max(e.nbytes for e in entries), sum(e.nbytes for e in entries))
 """
 

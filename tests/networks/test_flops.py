@@ -56,20 +56,20 @@ def test_tiny_parameter_counts(name: str) -> None:
 
 
 def test_the_14b_network_allocates_no_weights() -> None:
-    """In a process of its own: peak memory grows by far less than the 53 GiB of weights, or even one of its layers."""
+    """In a process of its own: its address space, touched or not, grows by far less than the 27 GiB of weights."""
     program = (
-        "import resource, torch\n"
+        "import torch\n"
         "from cosmos_predict.models.published import published_config\n"
         "from cosmos_predict.networks.dit import build_dit\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "peak = lambda: int(open('/proc/self/status').read().split('VmPeak:')[1].split()[0]) // 1024\n"
         "build_dit(published_config('predict2_2b_video2world').replace(num_blocks=1), device='meta')\n"
         "before = peak()\n"
         "net = build_dit(published_config('predict2_14b_video2world'), device='meta', dtype=torch.bfloat16)\n"
         "assert {p.dtype for p in net.parameters()} == {torch.bfloat16}\n"
-        "print((peak() - before) // 1024)\n"
+        "print(peak() - before)\n"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert int(run.stdout) < 100, f"grew by {run.stdout.strip()} MiB"
+    assert int(run.stdout) < 150, f"grew by {run.stdout.strip()} MiB"
 
 
 def visible_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
