@@ -41,6 +41,17 @@ from cosmos_predict.training.grad_clip import clip_gradients
 from cosmos_predict.training.schedulers import lr_scheduler
 
 MAX_SKIPPED_IN_A_ROW = 20
+# Settings that a published command may carry and that this trainer does not act on: refused, never ignored.
+ONLY_VALUES: dict[str, tuple[Any, ...]] = {
+    "trainer.run_validation": (False,),
+    "checkpoint.load_training_state": (False,),
+    "checkpoint.only_load_scheduler_state": (False,),
+    "checkpoint.strict_resume": (True,),
+    "checkpoint.keys_not_to_resume": ([], ()),
+    "model_parallel.tensor_model_parallel_size": (1,),
+    "model_parallel.sequence_parallel": (False,),
+    "model.config.train_architecture": ("base",),
+}
 
 
 @dataclasses.dataclass
@@ -60,6 +71,7 @@ class Trainer:
         self.config = config
         self.ranks = ranks or Ranks()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        check_supported(config, self.ranks.world_size)
         if self.ranks.world_size > 1:
             raise ConfigError(
                 f"{self.ranks.world_size} processes: this version trains on one; start it without torchrun, or with --nproc_per_node=1"
@@ -285,6 +297,22 @@ class Trainer:
 
     def _expected_exports(self, iteration: int) -> list[Path]:
         return [path for part, path in self.folder.exports(iteration).items() if part != "ema" or self.ema is not None]
+
+
+def check_supported(config: Config, world_size: int) -> None:
+    """Raise ConfigError for a setting that this trainer would not act on, or a mesh that the processes do not make."""
+    for key, allowed in ONLY_VALUES.items():
+        value: Any = config
+        for part in key.split("."):
+            value = value.get(part) if hasattr(value, "get") else getattr(value, part)
+        if value not in allowed:
+            raise ConfigError(f"{key}={value!r} is not available in this version; leave it at {allowed[0]!r}")
+    context = config.model_parallel.context_parallel_size
+    if world_size % context:
+        raise ConfigError(
+            f"model_parallel.context_parallel_size={context} does not divide the {world_size} process(es): "
+            "set it to a divisor, or start more processes"
+        )
 
 
 def accumulation_steps(config: Config, batch_size: int, data_parallel: int = 1) -> int:

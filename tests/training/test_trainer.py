@@ -248,3 +248,16 @@ def test_metrics_are_written(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (trainer.folder.root / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [1, 2]
     assert {"loss", "grad_norm", "lr", "samples_per_s", "tokens_per_s", "tflops", "memory_gb"} <= lines[0].keys()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.config.train_architecture=lora", "train_architecture='lora' is not available in this version"),
+        ("trainer.run_validation=true", "run_validation=True is not available"),
+        ("model_parallel.context_parallel_size=2", r"context_parallel_size=2 does not divide the 1 process"),
+    ],
+)
+def test_settings_without_effect_are_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Trainer(compose([*BASE, override], report=[]), device="cpu")
