@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ def export_checkpoint(
         entries += _entries(ema, "predict2", "net_ema.", torch.float32)
     write_tensors(paths["both"], entries)
     atomic_write_text(folder.checkpoints / "latest_checkpoint.txt", f"iter_{iteration:09d}.pt\n")
+
+
+def check_exportable(layout: str, names: Iterable[str]) -> None:
+    """Raise CheckpointError listing the weights (`net.*` names) that the layout's dialect has no name for."""
+    translated_names([name.removeprefix("net.") for name in names if name.startswith("net.")], "predict2", layout)
 
 
 def _entries(tensors: Mapping[str, Tensor], dialect: str, prefix: str, dtype: torch.dtype) -> list[Entry]:

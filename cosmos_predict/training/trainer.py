@@ -18,7 +18,7 @@ import torch
 from loguru import logger
 from torch import Tensor
 
-from cosmos_predict.checkpoint.export import export_checkpoint
+from cosmos_predict.checkpoint.export import check_exportable, export_checkpoint
 from cosmos_predict.checkpoint.load import grow_from_base, load_state
 from cosmos_predict.checkpoint.run_folder import RunFolder, find_run_folder
 from cosmos_predict.checkpoint.run_state import (
@@ -89,6 +89,7 @@ class Trainer:
         torch.manual_seed(config.trainer.seed)
         self.dataset_config = config.dataloader_train.dataset  # type: ignore[union-attr]
         self.model: WorldModel = instantiate(config.model, device=self.device)
+        check_exportable(self.folder.layout, self.weights())
         self._load_base()
         self.model.train()
         self.optimizer: torch.optim.Optimizer = instantiate(config.optimizer, model=self.model)

@@ -93,7 +93,9 @@ def test_published_file_holds_bf16_weights_and_fp32_ema(tmp_path: Path) -> None:
 
 
 def test_predict1_layout_writes_its_two_files(tmp_path: Path) -> None:
-    trainer = run(tmp_path, "trainer.max_iter=1", "checkpoint=predict1")
+    net = "model.config.pipe_config.net"  # Predict1 has no name for a text projection
+    plain = [f"{net}.crossattn_proj_in_channels=null", f"{net}.crossattn_emb_channels=1024"]
+    trainer = run(tmp_path, "trainer.max_iter=1", "checkpoint=predict1", *plain)
     reg, ema = (trainer.folder.checkpoints / f"iter_000000001_{part}_model.pt" for part in ("reg", "ema"))
     keys = set(torch.load(reg, weights_only=True))
     assert "net.blocks.block0.blocks.0.block.attn.to_q.0.weight" in keys
@@ -101,6 +103,12 @@ def test_predict1_layout_writes_its_two_files(tmp_path: Path) -> None:
     assert (trainer.folder.checkpoints / "state" / "trainer" / "iter_000000001" / "index.json").is_file()
     found = find_run_folder(trainer.folder.root)
     assert found is not None and found.layout == "predict1"
+
+
+def test_layout_without_a_name_for_a_tensor_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="crossattn_proj.0.weight"):
+        run(tmp_path, "trainer.max_iter=1", "checkpoint=predict1")
+    assert not (config_path(tmp_path) / "metrics.jsonl").exists()
 
 
 def test_missing_export_is_made_again(tmp_path: Path) -> None:
