@@ -2,7 +2,7 @@
 # The whole job on a laptop CPU: clips -> dataset -> post-training -> a generated mp4 and a contact sheet.
 #   ./scripts/quickstart.sh                 on the robot-arm clips that the repository ships
 #   ./scripts/quickstart.sh VIDEO_FOLDER    on your own mp4 files (captions from .txt files of the same name, if any)
-# ITERATIONS=700 sets the length of training. Everything is written under output/quickstart and can be deleted.
+# ITERATIONS=400 sets the length of training. Everything is written under output/quickstart and can be deleted.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source_folder="$(realpath "${1:-$here/assets/robot_arm}")"
@@ -13,7 +13,7 @@ export PATH="$PWD/.venv/bin:$PATH" TOKENIZERS_PARALLELISM=false
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # threads that spin while they wait stall on a busy machine
 out="output/quickstart/$(basename "$source_folder")"
 dataset="$out/dataset"
-iterations="${ITERATIONS:-700}"
+iterations="${ITERATIONS:-400}"
 frames=17 height=96 width=128
 
 echo "== 1. clips and captions -> $dataset"
