@@ -9,6 +9,7 @@ from cosmos_predict.config.lazy import LazyCall as L
 from cosmos_predict.config.registry import register_choice, register_experiment
 from cosmos_predict.models.config import EMAConfig, ModelConfig, ModelManagerConfig, PipeConfig, TokenizerConfig
 from cosmos_predict.models.published import PUBLISHED, published_net
+from experiments.callbacks import basic_callbacks
 
 # size: (weight decay, f_max, context parallel size, FSDP shard size)
 _SIZES = {"2b": (0.1, 0.6, 2, 8), "14b": (0.2, 0.25, 8, 32)}
@@ -56,7 +57,7 @@ def video2world(size: str, name: str, dataset_dir: str) -> dict[str, Any]:
         "trainer": {
             "max_iter": 1000,
             "logging_iter": 10,
-            "callbacks": {"progress": L("cosmos_predict.training.callbacks.ProgressLine")()},
+            "callbacks": basic_callbacks(),
         },
         "model_parallel": {"context_parallel_size": context_parallel},
         "checkpoint": {"save_iter": 500},

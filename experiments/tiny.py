@@ -6,16 +6,10 @@ from typing import Any
 
 from cosmos_predict.config.debug import shrink
 from cosmos_predict.config.lazy import LazyCall as L
-from cosmos_predict.config.registry import register_choice, register_experiment, register_group
+from cosmos_predict.config.registry import register_experiment
 from cosmos_predict.models.config import EMAConfig, ModelConfig, ModelManagerConfig, PipeConfig, TokenizerConfig
 from cosmos_predict.networks.config import DiTConfig
-
-register_group("data", "dataloader_train.dataset", keep=("num_frames", "video_size"))
-register_choice(
-    "data",
-    "synthetic",
-    lambda: L("cosmos_predict.data.synthetic.SyntheticDataset")(num_frames=17, video_size=[96, 128]),
-)
+from experiments.callbacks import basic_callbacks
 
 LATENT_CHANNELS = 32
 # `fit_dct_std` on assets/robot_arm with a floor of 0.03, which keeps the model from spending itself on fine texture.
@@ -75,7 +69,7 @@ def tiny_video2world() -> dict[str, Any]:
         "trainer": {
             "max_iter": 400,
             "logging_iter": 20,
-            "callbacks": {"progress": L("cosmos_predict.training.callbacks.ProgressLine")()},
+            "callbacks": basic_callbacks(),
         },
         "checkpoint": {"save_iter": 200, "keep_last_k": 2},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,29 +12,45 @@ from cosmos_predict.checkpoint.dialects import translated_names
 from cosmos_predict.checkpoint.run_folder import RunFolder
 from cosmos_predict.checkpoint.stream import Entry, write_tensors
 from cosmos_predict.io.atomic import atomic_write_text
+from cosmos_predict.parallel.mesh import Mesh
+from cosmos_predict.parallel.shards import whole
 
 
 def export_checkpoint(
-    folder: RunFolder, iteration: int, weights: Mapping[str, Tensor], ema: Mapping[str, Tensor] | None
+    folder: RunFolder,
+    iteration: int,
+    weights: Mapping[str, Tensor],
+    ema: Mapping[str, Tensor] | None,
+    mesh: Mesh | None = None,
 ) -> None:
-    """Write the published files of `iteration` in the folder's layout.
+    """Write the published files of `iteration` in the folder's layout. Every rank of `mesh` must call this.
 
-    weights, ema: the model's tensors by full name, `net.*` native and perhaps `logvar.*`. Layout `predict2`: one file with
-    `net.*` and `net_ema.*`, and `latest_checkpoint.txt` last. Layout `predict1`: `..._reg_model.pt` and
-    `..._ema_model.pt`, both in Predict1's names under `net.`.
+    weights, ema: the model's tensors by full name, `net.*` native and perhaps `logvar.*`; sharded ones are gathered one
+    at a time, and the main rank writes. Layout `predict2`: one file with `net.*` and `net_ema.*`, and
+    `latest_checkpoint.txt` last. Layout `predict1`: `..._reg_model.pt` and `..._ema_model.pt`, both in Predict1's names
+    under `net.`.
     """
+    mesh = mesh or Mesh()
     paths = folder.exports(iteration)
     if folder.layout == "predict1":
-        write_tensors(paths["reg"], _entries(weights, "predict1", "net.", torch.bfloat16))
+        _write(paths["reg"], _entries(weights, "predict1", "net.", torch.bfloat16), mesh)
         if ema is not None:
-            write_tensors(paths["ema"], _entries(ema, "predict1", "net.", torch.float32))
+            _write(paths["ema"], _entries(ema, "predict1", "net.", torch.float32), mesh)
+    else:
+        entries = _entries(weights, "predict2", "net.", torch.bfloat16)
+        if ema is not None:
+            entries += _entries(ema, "predict2", "net_ema.", torch.float32)
+        _write(paths["both"], entries, mesh)
+    if mesh.is_main:
         atomic_write_text(folder.checkpoints / "latest_checkpoint.txt", f"iter_{iteration:09d}.pt\n")
-        return
-    entries = _entries(weights, "predict2", "net.", torch.bfloat16)
-    if ema is not None:
-        entries += _entries(ema, "predict2", "net_ema.", torch.float32)
-    write_tensors(paths["both"], entries)
-    atomic_write_text(folder.checkpoints / "latest_checkpoint.txt", f"iter_{iteration:09d}.pt\n")
+
+
+def _write(path: Path, entries: list[Entry], mesh: Mesh) -> None:
+    if mesh.is_main:
+        write_tensors(path, entries)
+    else:  # a .pt is written in the order of its entries: gather along
+        for entry in entries:
+            entry.load()
 
 
 def check_exportable(layout: str, names: Iterable[str]) -> None:
@@ -52,5 +69,5 @@ def _entries(tensors: Mapping[str, Tensor], dialect: str, prefix: str, dtype: to
             key, kind = name, tensor.dtype
         else:
             continue
-        entries.append(Entry(key, tuple(tensor.shape), kind, lambda t=tensor, d=kind: t.detach().to("cpu", d)))
+        entries.append(Entry(key, tuple(tensor.shape), kind, lambda t=tensor, d=kind: whole(t, d)))
     return entries

@@ -22,6 +22,7 @@ from cosmos_predict.networks.config import DiTConfig
 from cosmos_predict.networks.dit import DiT, build_dit
 from cosmos_predict.networks.lora import inject_lora
 from cosmos_predict.networks.patch import grow_patch_weight
+from cosmos_predict.parallel.shards import Part, own, part_of
 
 Source = TensorFile | Mapping[str, Tensor]
 
@@ -110,7 +111,8 @@ def load_state(
 ) -> None:
     """Fill `net` with the weights of an open file or state dict, strictly, one tensor at a time.
 
-    Parameters on the meta device are replaced by tensors of their dtype on `device` (default CPU); others are copied into.
+    Parameters on the meta device are replaced by tensors of their dtype on `device` (default CPU); others are copied into,
+    sharded ones by reading this rank's part alone.
     Nothing is changed unless every name and shape fits. Raises CheckpointError with a table of what does not.
     """
     where = where or getattr(source, "path", "the given state")
@@ -121,7 +123,7 @@ def load_state(
     if device is not None and torch.device(device).type == "meta":
         return
     for name, key in selection.network.items():
-        _fill(net, name, parameters[name], _get(source, key), device)
+        _fill(net, name, parameters[name], _get(source, key, part_of(parameters[name])), device)
 
 
 def load_log_variance(head: nn.Module, source: Source) -> None:
@@ -171,7 +173,8 @@ def grow_from_base(
         tensor = _get(source, key)
         if name == PATCH_WEIGHT:
             tensor = grow_patch_weight(tensor, channels, net.config.input_channels, net.config.patch_volume)
-        _fill(net, name, parameters[name], tensor, None)
+        part = part_of(parameters[name])
+        _fill(net, name, parameters[name], tensor if part is None else tensor[part], None)
     return new
 
 
@@ -205,9 +208,9 @@ def _inject_lora(net: DiT, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 @torch.no_grad()
 def _fill(net: nn.Module, name: str, old: Tensor, value: Tensor, device: torch.device | str | None) -> None:
-    """Copy `value` into the parameter `old`, or put it in its place when `old` is on the meta device."""
+    """Copy `value` into what this rank holds of the parameter `old`, or put it in place of one on the meta device."""
     if not old.is_meta:
-        old.copy_(value)
+        own(old).copy_(value)
         return
     module_name, _, leaf = name.rpartition(".")
     module = net.get_submodule(module_name)
@@ -222,5 +225,7 @@ def _shape(source: Source, key: str) -> tuple[int, ...]:
     return source.shape(key) if isinstance(source, TensorFile) else tuple(source[key].shape)
 
 
-def _get(source: Source, key: str) -> Tensor:
-    return source.get(key) if isinstance(source, TensorFile) else source[key]
+def _get(source: Source, key: str, part: Part | None = None) -> Tensor:
+    if isinstance(source, TensorFile):
+        return source.get(key, part)
+    return source[key] if part is None else source[key][part]

@@ -105,11 +105,15 @@ class RunFolder:
 
     def remove(self, iteration: int) -> None:
         """Remove an iteration; its index goes first, so that a killed removal leaves an incomplete one."""
+        self.remove_state(iteration)
+        for path in self.exports(iteration).values():
+            path.unlink(missing_ok=True)
+
+    def remove_state(self, iteration: int) -> None:
+        """Remove the state of an iteration, its index first, and leave its published files."""
         self.index(iteration).unlink(missing_ok=True)
         for part in STATE_PARTS:
             shutil.rmtree(self.part(part, iteration), ignore_errors=True)
-        for path in self.exports(iteration).values():
-            path.unlink(missing_ok=True)
 
     def keep_last(self, count: int | None) -> None:
         """Keep the newest `count` complete iterations (None keeps all) and drop what killed runs left unfinished."""

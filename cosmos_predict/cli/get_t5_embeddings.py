@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -31,8 +31,14 @@ def build_parser() -> argparse.ArgumentParser:
         "Files that are already there are kept, so an interrupted run is resumed by running it again.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    parser.add_argument("--dataset_path", type=Path, default=Path("datasets/hdvila"), help="folder with metas/")
+    add_encoder_arguments(parser)
+    return parser
+
+
+def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how captions are embedded; every script that makes embeddings has them."""
     add = parser.add_argument
-    add("--dataset_path", type=Path, default=Path("datasets/hdvila"), help="folder with metas/")
     add("--max_length", type=positive_int, default=512, help="tokens kept of a caption, its end mark included")
     add("--cache_dir", type=Path, help="T5 folder, or where to look for the model and to download it to")
     add("--pretrained_model_name_or_path", default="google-t5/t5-11b", help="T5 folder or Hugging Face name")
@@ -42,11 +48,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", help="where to compute, as cuda or cpu; by default t5 takes a GPU where there is one")
     add("--format", choices=("pickle", "safetensors"), default="pickle", help="of the files written")
     add("--overwrite", action="store_true", help="make files again that are already there")
-    return parser
 
 
-def embed_dataset(args: argparse.Namespace) -> int:
-    """Embed the captions of one dataset folder; return the exit status."""
+def embed_dataset(args: argparse.Namespace, failed_before: Mapping[Path, str] | None = None) -> int:
+    """Embed the captions of one dataset folder; return the exit status.
+
+    failed_before: {file: reason} of what went wrong in making the captions, reported with the rest.
+    """
     captions, failed = read_captions(args.dataset_path, f".{args.format}")
     from cosmos_predict.text_encoders.build import build_text_encoder
     from cosmos_predict.text_encoders.embed_captions import embed_captions
@@ -60,7 +68,7 @@ def embed_dataset(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         overwrite=args.overwrite,
     )
-    failed |= report.failed
+    failed |= {**report.failed, **(failed_before or {})}
     for path, reason in sorted(failed.items()):
         print(f"failed: {path}: {reason}", file=sys.stderr)
     if report.full:

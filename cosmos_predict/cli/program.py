@@ -68,15 +68,15 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def configure_logging(verbose: bool = False) -> None:
-    """Send loguru's messages to stderr, one short line each; `verbose` adds debug messages and their origin."""
+def configure_logging(verbose: bool = False, level: str = "INFO") -> None:
+    """Send loguru's messages from `level` on to stderr, a short line each; `verbose` adds debug messages and origins."""
     from loguru import logger  # lazy: --help does not need it
 
     origin = " | {name}:{line}" if verbose else ""
     logger.remove()
     logger.add(
         sys.stderr,
-        level="DEBUG" if verbose else "INFO",
+        level="DEBUG" if verbose else level,
         format=f"<dim>{{time:HH:mm:ss}}</dim> <level>{{level: <7}}</level>{origin} {{message}}",
         # Values of local variables in a traceback may hold tokens or whole captions.
         diagnose=False,

@@ -108,5 +108,7 @@ def run(args: argparse.Namespace) -> int:
     if ranks.rank == 0:
         for line in report:
             logger.info(line)
+    else:  # what all ranks do is logged once; warnings are each rank's own
+        configure_logging(args.verbose, level="WARNING")
     Trainer(config, ranks).train()
     return 0

@@ -29,7 +29,8 @@ def shrink(config: DictConfig, report: list[str]) -> None:
         if loader is None or loader.get("dataset") is None:
             continue
         loader.update({"batch_size": 1, "num_workers": 0})
-        loader.dataset.num_frames = 5
+        if loader.dataset.get("num_frames", 1) > 1:
+            loader.dataset.num_frames = 5
         loader.dataset.video_size = [48, 64]
         if "dataset_dir" in loader.dataset:
             report.append(f"debug: {name} still reads {loader.dataset.dataset_dir} (data=synthetic replaces it)")

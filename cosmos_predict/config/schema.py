@@ -20,6 +20,7 @@ from cosmos_predict.errors import ConfigError
 
 NEVER = 999_999_999  # the published "never" of counts of iterations
 CHECKPOINT_TYPES = ("predict2", "predict1")
+COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 class Freezable:
@@ -70,6 +71,7 @@ class TrainerConfig(Freezable):
     grad_accum_iter: int = 1
     global_batch_size: int | None = None  # samples per update over all ranks; None: what accumulation and ranks give
     seed: int = 0
+    compute_dtype: str = "float32"  # of gathered weights and activations, "float32" or "bfloat16"; weights stay float32
     clip_norm: float = 1.0  # largest global gradient norm; inf only measures
     logging_iter: int = 10
     run_validation: bool = False
@@ -138,6 +140,9 @@ class Config(Freezable):
                     raise ConfigError(f"{section}.{key}={value}: expected a whole number of at least 1")
         if self.trainer.seed < 0:
             raise ConfigError(f"trainer.seed={self.trainer.seed}: expected 0 or more")
+        if self.trainer.compute_dtype not in COMPUTE_DTYPES:
+            hint = did_you_mean(self.trainer.compute_dtype, COMPUTE_DTYPES)
+            raise ConfigError(f"trainer.compute_dtype={self.trainer.compute_dtype!r} is not one of the dtypes: {hint}")
         if self.model_parallel.pipeline_model_parallel_size != 1:
             size = self.model_parallel.pipeline_model_parallel_size
             raise ConfigError(

@@ -28,17 +28,34 @@ def last_start(total_frames: int, num_frames: int, interval: int = 1) -> int:
     return total_frames - length
 
 
+def draw_start(last: int, *, seed: int, sample_number: int, start_interval: int = 1) -> int:
+    """Draw a start, uniform over 0, start_interval, 2 start_interval, ... up to `last`, which is included."""
+    if start_interval < 1:
+        raise DataError(f"start_interval must be at least 1, got {start_interval}")
+    starts = last // start_interval + 1
+    return start_interval * int(numpy_generator(seed, sample_number, "window").integers(0, starts))
+
+
 def sample_window(
-    total_frames: int, num_frames: int, *, seed: int, sample_number: int, interval: int = 1
+    total_frames: int,
+    num_frames: int,
+    *,
+    seed: int,
+    sample_number: int,
+    interval: int = 1,
+    start_interval: int = 1,
 ) -> np.ndarray:
-    """Draw a window's frame ids (num_frames,) int64, its start uniform over 0 .. last start, both included."""
+    """Draw a window's frame ids (num_frames,) int64, its start uniform over 0 .. last start, both included.
+
+    start_interval: only starts that are multiples of it.
+    """
     last = last_start(total_frames, num_frames, interval)
-    start = int(numpy_generator(seed, sample_number, "window").integers(0, last + 1))
+    start = draw_start(last, seed=seed, sample_number=sample_number, start_interval=start_interval)
     return start + interval * np.arange(num_frames, dtype=np.int64)
 
 
 def sample_window_at_fps(
-    times: np.ndarray, num_frames: int, fps: float, *, seed: int, sample_number: int
+    times: np.ndarray, num_frames: int, fps: float, *, seed: int, sample_number: int, start_interval: int = 1
 ) -> np.ndarray:
     """Draw a window of a clip with any frame times, resampled to `fps`: frame ids (num_frames,) int64, ascending.
 
@@ -50,12 +67,18 @@ def sample_window_at_fps(
         num_frames: length of the window in frames.
         fps: rate wanted, frames per second.
         seed, sample_number: what the draw depends on.
+        start_interval: only source frames whose number is a multiple of it are starts.
 
     Raises:
         DataError: a clip whose duration is too short.
     """
     last = last_start_at_fps(times, num_frames, fps)
-    start = int(numpy_generator(seed, sample_number, "window").integers(0, last + 1))
+    start = draw_start(last, seed=seed, sample_number=sample_number, start_interval=start_interval)
+    return window_at_fps(times, start, num_frames, fps)
+
+
+def window_at_fps(times: np.ndarray, start: int, num_frames: int, fps: float) -> np.ndarray:
+    """Return the frame ids (num_frames,) int64 nearest to the times of frame `start` + k / fps, at `times` (N,) seconds."""
     if len(times) == 1:
         return np.zeros(num_frames, dtype=np.int64)
     wanted = times[start] + np.arange(num_frames) / fps

@@ -1,11 +1,15 @@
-"""From a folder of video files to a dataset folder in the published layout; files are linked where they can be, else copied."""
+"""Dataset folders in the published layout: from plain video files (linked where they can be, else copied), and an image
+dataset from the frames of a video dataset."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from tqdm import tqdm
 
 from cosmos_predict.data import video_reader
 from cosmos_predict.errors import DataError
@@ -34,6 +38,57 @@ def import_videos(source: str | Path, dataset_dir: str | Path, caption: str = ""
             atomic_write_text(meta, _caption(path, source, caption) + "\n")
         imported.append((path.stem, meta.read_text().strip()))
     return imported
+
+
+@dataclass
+class ExtractReport:
+    """What `extract_images` did: images written, images kept, and why a video failed."""
+
+    written: int = 0
+    kept: int = 0
+    failed: dict[Path, str] = field(default_factory=dict)
+
+
+def extract_images(source: str | Path, output: str | Path, stride: int = 30) -> ExtractReport:
+    """Save frames 0, stride, 2 stride, ... of `source/videos/*` as `output/images/VIDEO_KKKKKKKK.jpg`, K = 0, 1, 2, ...
+
+    Images that exist are kept. A video that cannot be read is reported, the others go on. Raises DataError for a folder
+    without videos, or a stride below 1.
+    """
+    if stride < 1:
+        raise DataError(f"stride={stride} must be at least 1")
+    videos, images = Path(source) / "videos", Path(output) / "images"
+    if not videos.is_dir():
+        raise DataError(f"{videos}: no such folder; a video dataset is DIR/videos/*.mp4")
+    found = sorted(path for path in videos.iterdir() if video_reader.is_video(path))
+    if not found:
+        raise DataError(f"{videos}: no video in it ({', '.join(video_reader.VIDEO_SUFFIXES)})")
+    report, first = ExtractReport(), {path.stem: path for path in reversed(found)}
+    for video in tqdm(found, unit="video", desc="images"):
+        try:
+            if first[video.stem] != video:
+                raise DataError(f"its images would overwrite those of {first[video.stem].name}; rename one of the two")
+            _extract(video, images, stride, report)
+        except (DataError, OSError) as error:
+            report.failed[video] = str(error)
+    return report
+
+
+def _extract(video: Path, images: Path, stride: int, report: ExtractReport) -> None:
+    from PIL import Image
+
+    targets = {
+        frame: images / f"{video.stem}_{number:08d}.jpg"
+        for number, frame in enumerate(range(0, video_reader.probe(video).frames, stride))
+    }
+    missing = [frame for frame, target in targets.items() if not target.is_file()]
+    report.kept += len(targets) - len(missing)
+    for start in range(0, len(missing), 16):  # frames in memory at a time
+        ids = missing[start : start + 16]
+        for frame, picture in zip(ids, video_reader.read_frames(video, ids), strict=True):
+            with atomic_path(targets[frame]) as temporary:
+                Image.fromarray(picture).save(temporary, quality=95)
+            report.written += 1
 
 
 def _caption(video: Path, source: Path, default: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cosmos_predict.config.lazy import configurable
-from cosmos_predict.data.video_folder import TEXT_LENGTH
+from cosmos_predict.data.captions import TEXT_LENGTH
 from cosmos_predict.randomness import numpy_generator
 
 

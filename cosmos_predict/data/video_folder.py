@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,15 +25,21 @@ from torch.utils.data import Dataset
 
 from cosmos_predict.config.lazy import configurable
 from cosmos_predict.data import clip_sampler, transforms, video_reader
+from cosmos_predict.data.captions import (
+    EMBEDDING_SUFFIXES,
+    Encoder,
+    caption_of,
+    check_same_encoder,
+    encode_texts,
+    files_by_stem,
+    load_text,
+)
 from cosmos_predict.data.loader import item_index
 from cosmos_predict.data.video_reader import VideoInfo
 from cosmos_predict.errors import DataError
 from cosmos_predict.io.atomic import atomic_write_text
-from cosmos_predict.io.embeddings import read_embedding
 from cosmos_predict.randomness import numpy_generator
 
-TEXT_LENGTH = 512
-EMBEDDING_SUFFIXES = (".safetensors", ".pickle", ".pkl", ".npy", ".pth", ".pt")
 INDEX_NAME = ".video_index.json"
 # Below this many clips a folder is probed in about a second, and no index is written into it.
 _INDEX_FROM = 200
@@ -41,11 +47,11 @@ _INDEX_FROM = 200
 
 @dataclass(frozen=True)
 class Clip:
-    """A usable clip: its name, files, and what the video holds."""
+    """A usable clip: its name, files, and what the video holds. embedding: None where its caption was encoded at start."""
 
     name: str
     video: Path
-    embedding: Path
+    embedding: Path | None
     info: VideoInfo
 
 
@@ -83,16 +89,22 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         fit: how frames get that size: `stretch` (published training), `crop`, `pad`, `pad_width` (`transforms`).
         fps: resample to this rate by the frames' real times; None = consecutive frames at the file's own rate.
         sequence_interval: take every so many-th frame; needs fps=None.
+        start_interval: windows start at multiples of so many frames only, as those of a latent cache do.
         seed: of the order and the windows; one per run.
         shuffle: an order of its own per epoch; False = by name.
         strict: any unusable clip is an error, now or later.
         max_bad_share: more than this share of clips (and more than one) failing while reading is an error.
         backend: the decoder (`video_reader.read_frames`).
+        text_encoder: encodes, when the dataset is made, the captions that have no embedding file; None = such clips are
+            skipped. It is not kept, so workers do not hold it.
 
     Raises:
         DataError: a folder that is missing, empty, without embeddings (the message names the command that makes
-            them) or without one usable clip; options that do not fit.
+            them) or without one usable clip; options that do not fit; embeddings of another encoder than `text_encoder`.
     """
+
+    MEDIA: ClassVar[str] = "video"  # files are in the folder MEDIA + "s"
+    SUFFIXES: ClassVar[tuple[str, ...]] = video_reader.VIDEO_SUFFIXES
 
     def __init__(
         self,
@@ -107,6 +119,8 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         strict: bool = False,
         max_bad_share: float = 0.1,
         backend: str = "auto",
+        start_interval: int = 1,
+        text_encoder: Encoder | None = None,
     ) -> None:
         if fit not in transforms.FIT_POLICIES:
             raise DataError(f"unknown fit policy {fit!r}; known: {', '.join(transforms.FIT_POLICIES)}")
@@ -114,12 +128,15 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
             raise DataError(f"video_size must be [height, width] in pixels, got {video_size!r}")
         if fps is not None and (fps <= 0 or sequence_interval != 1):
             raise DataError(f"fps must be positive and excludes sequence_interval, got {fps} and {sequence_interval}")
+        if start_interval < 1:
+            raise DataError(f"start_interval must be at least 1, got {start_interval}")
         self.dataset_dir = Path(dataset_dir)
         self.num_frames, self.video_size, self.fit = int(num_frames), (int(video_size[0]), int(video_size[1])), fit
-        self.fps, self.sequence_interval = fps, int(sequence_interval)
+        self.fps, self.sequence_interval, self.start_interval = fps, int(sequence_interval), int(start_interval)
         self.seed, self.shuffle, self.strict, self.backend = int(seed), shuffle, strict, backend
         self.max_bad_share = max_bad_share
-        self.clips, self.report = self._scan()
+        self.texts: dict[str, np.ndarray] = {}
+        self.clips, self.report = self._scan(text_encoder)
         self.bad: dict[int, str] = {}
         if self.report.skipped and strict:
             raise DataError(f"strict=True refuses an incomplete folder; {self.report}")
@@ -151,27 +168,58 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
                 seed=self.seed,
                 sample_number=sample_number,
                 interval=self.sequence_interval,
+                start_interval=self.start_interval,
             )
         return clip_sampler.sample_window_at_fps(
-            _times(clip.video, clip.info), self.num_frames, self.fps, seed=self.seed, sample_number=sample_number
+            _times(clip.video, clip.info),
+            self.num_frames,
+            self.fps,
+            seed=self.seed,
+            sample_number=sample_number,
+            start_interval=self.start_interval,
         )
+
+    def windows(self, clip: Clip) -> np.ndarray:
+        """Return the frame numbers (n, T) int64 of all windows that samples of `clip` are drawn from, by their start."""
+        if self.fps is None:
+            return clip_sampler.enumerate_windows(
+                clip.info.frames, self.num_frames, interval=self.sequence_interval, start_interval=self.start_interval
+            )
+        times = _times(clip.video, clip.info)
+        last = clip_sampler.last_start_at_fps(times, self.num_frames, self.fps)
+        starts = range(0, last + 1, self.start_interval)
+        return np.stack([clip_sampler.window_at_fps(times, start, self.num_frames, self.fps) for start in starts])
+
+    def read(self, clip: Clip, ids: np.ndarray) -> transforms.FittedFrames:
+        """Return the frames numbered `ids` of a clip at the dataset's size; raises DataError where they cannot be read."""
+        frames = torch.from_numpy(self._frames(clip, ids))
+        return transforms.fit_frames(frames.permute(0, 3, 1, 2), self.video_size, self.fit)
+
+    def clip_fps(self, clip: Clip) -> float:
+        """Return the frames per second of the samples of a clip."""
+        return float(self.fps or clip.info.fps / self.sequence_interval)
+
+    def _frames(self, clip: Clip, ids: np.ndarray) -> np.ndarray:
+        return video_reader.read_frames(clip.video, ids, backend=self.backend)
+
+    def _probe(self, path: Path) -> VideoInfo:
+        return video_reader.probe(path)
 
     def _load(self, clip: Clip, sample_number: int) -> dict[str, Any]:
         ids = self.frame_ids(clip, sample_number)
-        frames = torch.from_numpy(video_reader.read_frames(clip.video, ids, backend=self.backend))
-        fitted = transforms.fit_frames(frames.permute(0, 3, 1, 2), self.video_size, self.fit)
-        embeddings, mask = load_text(clip.embedding)
+        fitted = self.read(clip, ids)
+        embeddings, mask = load_text(self.texts[clip.name] if clip.embedding is None else clip.embedding)
         return {
             "video": fitted.frames.permute(1, 0, 2, 3).contiguous(),
             "t5_text_embeddings": embeddings,
             "t5_text_mask": mask,
-            "fps": float(self.fps or clip.info.fps / self.sequence_interval),
+            "fps": self.clip_fps(clip),
             "num_frames": self.num_frames,
             "image_size": fitted.image_size,
             "padding_mask": fitted.padding_mask,
             "video_name": {
                 "video_path": str(clip.video),
-                "t5_embedding_path": str(clip.embedding),
+                "t5_embedding_path": str(clip.embedding or ""),
                 "start_frame_id": str(ids[0]),
             },
             "sample_number": torch.tensor(sample_number, dtype=torch.int64),
@@ -198,62 +246,58 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
     def _bad_listing(self) -> str:
         return _listing((self.clips[item].video.name, reason) for item, reason in self.bad.items())
 
-    def _scan(self) -> tuple[list[Clip], FolderReport]:
-        folder = self.dataset_dir
-        videos_dir, text_dir = folder / "videos", folder / "t5_xxl"
-        if not videos_dir.is_dir():
+    def _scan(self, encoder: Encoder | None) -> tuple[list[Clip], FolderReport]:
+        folder, media = self.dataset_dir, self.MEDIA
+        media_dir, text_dir = folder / f"{media}s", folder / "t5_xxl"
+        suffix = self.SUFFIXES[0]
+        if not media_dir.is_dir():
             raise DataError(
-                f"{videos_dir}: no such folder; a dataset is DIR/videos/*.mp4, DIR/metas/*.txt, DIR/t5_xxl/*"
+                f"{media_dir}: no such folder; a dataset is DIR/{media}s/*{suffix}, DIR/metas/*.txt, DIR/t5_xxl/*"
             )
-        videos = sorted(path for path in videos_dir.iterdir() if video_reader.is_video(path))
-        if not videos:
-            raise DataError(f"{videos_dir}: no video in it ({', '.join(video_reader.VIDEO_SUFFIXES)})")
+        files = sorted(path for path in media_dir.iterdir() if path.suffix.lower() in self.SUFFIXES)
+        files = [path for path in files if not path.name.startswith(".")]
+        if not files:
+            raise DataError(f"{media_dir}: no {media} in it ({', '.join(self.SUFFIXES)})")
         make_text = f"python scripts/get_t5_embeddings.py --dataset_path {folder}"
-        embeddings = _by_stem(text_dir, EMBEDDING_SUFFIXES)
-        if not embeddings:
+        embeddings, captions = files_by_stem(text_dir, EMBEDDING_SUFFIXES), files_by_stem(folder / "metas", (".txt",))
+        if not embeddings and encoder is None:
             raise DataError(f"{text_dir}: no text embeddings; make them with: {make_text}")
-        captions = _by_stem(folder / "metas", (".txt",))
-        infos = _probe_all(videos, folder / INDEX_NAME)
+        if embeddings and encoder is not None:
+            check_same_encoder(text_dir, encoder)
+        infos = _probe_all(files, folder / INDEX_NAME, self._probe)
         clips: list[Clip] = []
         skipped: list[tuple[str, str]] = []
-        for video, info in zip(videos, infos, strict=True):
-            if video.stem not in embeddings:
-                caption = "" if video.stem in captions else f"no caption metas/{video.stem}.txt and "
-                skipped.append((video.name, f"{caption}no embedding t5_xxl/{video.stem}.*: {make_text}"))
-            elif isinstance(info, str):
-                skipped.append((video.name, info))
-            elif reason := self._too_short(video, info):
-                skipped.append((video.name, reason))
-            else:
-                clips.append(Clip(video.stem, video, embeddings[video.stem], info))
+        texts: dict[str, str] = {}
+        for path, info in zip(files, infos, strict=True):
+            embedding = embeddings.get(path.stem)
+            try:
+                if embedding is None:
+                    if encoder is None or path.stem not in captions:
+                        caption = "" if path.stem in captions else f"no caption metas/{path.stem}.txt and "
+                        raise DataError(f"{caption}no embedding t5_xxl/{path.stem}.*: {make_text}")
+                    texts[path.stem] = caption_of(captions[path.stem])
+                if isinstance(info, str):
+                    raise DataError(info)
+                self._check_length(path, info)
+                clips.append(Clip(path.stem, path, embedding, info))
+            except DataError as error:
+                skipped.append((path.name, str(error)))
         frames, seconds = sum(clip.info.frames for clip in clips), sum(clip.info.duration for clip in clips)
-        report = FolderReport(folder, len(videos), len(clips), frames, seconds / 3600, tuple(skipped))
+        report = FolderReport(folder, len(files), len(clips), frames, seconds / 3600, tuple(skipped))
         if not clips:
             raise DataError(f"no usable clip. {report}")
+        missing = {clip.name: texts[clip.name] for clip in clips if clip.embedding is None}
+        if missing and encoder is not None:
+            logger.info("{}: encoding {} captions that have no embedding file", folder, len(missing))
+            self.texts = encode_texts(encoder, missing)
         return clips, report
 
-    def _too_short(self, video: Path, info: VideoInfo) -> str | None:
-        """Why the clip has no window, None if it has one."""
-        try:
-            if self.fps is None:
-                clip_sampler.last_start(info.frames, self.num_frames, self.sequence_interval)
-            else:
-                clip_sampler.last_start_at_fps(_times(video, info), self.num_frames, self.fps)
-        except DataError as error:
-            return str(error)
-        return None
-
-
-def load_text(path: str | Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read an embedding file: embeddings (512, 1024) float32, zero padded or cut; mask (512,) int64, 1 = real token.
-
-    Raises what `cosmos_predict.io.embeddings.read_embedding` raises.
-    """
-    array = read_embedding(path)
-    rows = min(len(array), TEXT_LENGTH)
-    embeddings = torch.zeros(TEXT_LENGTH, array.shape[1])
-    embeddings[:rows] = torch.from_numpy(array[:rows].astype(np.float32))
-    return embeddings, (torch.arange(TEXT_LENGTH) < rows).long()
+    def _check_length(self, video: Path, info: VideoInfo) -> None:
+        """Raise DataError where the clip has no window."""
+        if self.fps is None:
+            clip_sampler.last_start(info.frames, self.num_frames, self.sequence_interval)
+        else:
+            clip_sampler.last_start_at_fps(_times(video, info), self.num_frames, self.fps)
 
 
 def _times(video: Path, info: VideoInfo) -> np.ndarray:
@@ -261,17 +305,7 @@ def _times(video: Path, info: VideoInfo) -> np.ndarray:
     return video_reader.frame_times(video) if info.variable_frame_rate else np.arange(info.frames) / info.fps
 
 
-def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Files of a folder by name without suffix; where several suffixes exist, the first listed wins."""
-    found: dict[str, Path] = {}
-    if folder.is_dir():
-        paths = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
-        for path in sorted(paths, key=lambda path: -suffixes.index(path.suffix.lower())):
-            found[path.stem] = path
-    return found
-
-
-def _probe_all(videos: list[Path], index_file: Path) -> list[VideoInfo | str]:
+def _probe_all(videos: list[Path], index_file: Path, probe: Callable[[Path], VideoInfo]) -> list[VideoInfo | str]:
     """Probe all files, by threads; the reason in place of what cannot be read. Large folders keep an index file, keyed
     by name, size and time of change, so that a start does not open every file again."""
     known: dict[str, Any] = {}
@@ -281,18 +315,18 @@ def _probe_all(videos: list[Path], index_file: Path) -> list[VideoInfo | str]:
         except ValueError:
             logger.warning("{}: unreadable, made again", index_file)
 
-    def probe(path: Path) -> tuple[list[int], VideoInfo | str]:
+    def look_up(path: Path) -> tuple[list[int], VideoInfo | str]:
         key: list[int] = []
         try:
             status = path.stat()
             key = [status.st_size, status.st_mtime_ns]
             entry = known.get(path.name)
-            return key, VideoInfo(*entry[1]) if entry and entry[0] == key else video_reader.probe(path)
+            return key, VideoInfo(*entry[1]) if entry and entry[0] == key else probe(path)
         except (DataError, OSError) as error:
             return key, str(error)
 
     with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(probe, videos))
+        results = list(pool.map(look_up, videos))
     fresh = {
         path.name: [key, list(astuple(info))]
         for path, (key, info) in zip(videos, results, strict=True)

@@ -21,6 +21,7 @@ from cosmos_predict.io.atomic import atomic_path
 
 PathLike = str | os.PathLike[str]
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 BACKENDS = ("auto", "decord", "pyav", "torchcodec")
 
 
@@ -345,3 +346,8 @@ def _last_line(error: BaseException) -> str:
 def is_video(path: Path) -> bool:
     """Tell whether a path has a video's suffix, in any case, and is not hidden."""
     return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
+
+
+def is_image(path: Path) -> bool:
+    """Tell whether a path has an image's suffix, in any case, and is not hidden."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")

@@ -86,10 +86,12 @@ class TensorFile:
         """Return a tensor's dtype without reading it; KeyError for an unknown name."""
         return self._mapped(name).dtype
 
-    def get(self, name: str) -> torch.Tensor:
-        """Return a contiguous copy of one tensor, on the CPU, in the file's dtype; KeyError for an unknown name."""
+    def get(self, name: str, part: tuple[slice, ...] | None = None) -> torch.Tensor:
+        """Return a contiguous copy of one tensor, or of a slice of it (nothing else is read), on the CPU, in the file's
+        dtype; KeyError for an unknown name.
+        """
         mapped = self._mapped(name)
-        copy = mapped.clone(memory_format=torch.contiguous_format)
+        copy = (mapped if part is None else mapped[part]).clone(memory_format=torch.contiguous_format)
         self._release(mapped)
         return copy
 

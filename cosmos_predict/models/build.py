@@ -8,7 +8,7 @@ from cosmos_predict.config.lazy import configurable
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.models.config import ModelConfig
 from cosmos_predict.models.world_model import WorldModel
-from cosmos_predict.networks.dit import build_dit
+from cosmos_predict.networks.dit import DiT, build_dit
 from cosmos_predict.tokenizers.load import load_tokenizer
 
 
@@ -20,20 +20,18 @@ def build_world_model(
     dtype: torch.dtype = torch.float32,
     init: bool = True,
     with_tokenizer: bool = True,
+    net_device: torch.device | str | None = None,
 ) -> WorldModel:
     """Return the world model that `config` describes.
 
     init: fill the network's weights for training from scratch (from torch's global generator); False leaves them
     uninitialised for a load that follows. device "meta" allocates nothing. with_tokenizer: False for cached latents.
+    net_device: where the network goes, if not to `device`; "meta" leaves it to the caller to shard and fill it.
     """
     pipe = config.pipe_config
     if pipe.net is None:
         raise ConfigError("model.config.pipe_config.net is not set: choose an experiment, or model=NAME")
-    net = (
-        build_dit(pipe.net, device=device, dtype=dtype)
-        if init
-        else build_dit(pipe.net, device=device, dtype=dtype, init=None)
-    )
+    net = build_dit(pipe.net, device=net_device or device, dtype=dtype, init=DiT.init_weights if init else None)
     tokenizer = None
     if with_tokenizer:
         tokenizer = load_tokenizer(pipe.tokenizer.path or pipe.tokenizer.name, device=device, **pipe.tokenizer.options)

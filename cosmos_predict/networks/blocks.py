@@ -44,12 +44,15 @@ class SelfOrCrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None, rope: RopeTable | None = None) -> Tensor:
         """Attend from x `(B, N, D)` to context `(B, M, C)`, or to x itself: `(B, N, D)`."""
-        context = x if context is None else context
+        # One expression, so that q, k and v are free again before the output is projected.
+        return self.output_proj(self.attention(*self._project(x, x if context is None else context, rope)).flatten(2))
+
+    def _project(self, x: Tensor, context: Tensor, rope: RopeTable | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q `(B, N, heads, d)` and k, v `(B, M, heads, d)`."""
         heads = (-1, self.head_dim)
         q = self.q_norm(self.q_proj(x).unflatten(-1, heads), rope)
         k = self.k_norm(self.k_proj(context).unflatten(-1, heads), rope)
-        v = self.v_proj(context).unflatten(-1, heads)
-        return self.output_proj(self.attention(q, k, v).flatten(2))
+        return q, k, self.v_proj(context).unflatten(-1, heads)
 
 
 class MLP(nn.Module):
@@ -65,8 +68,11 @@ class MLP(nn.Module):
             return self.layer2(F.gelu(self.layer1(x)))
         # Tokens are independent here: without a record for backward a part at a time is enough, in less memory, and on a
         # CPU faster, because a part's hidden layer stays in the cache.
-        parts = x.split(1024 if x.device.type == "cpu" else 16384, dim=1)
-        return torch.cat([self.layer2(F.gelu(self.layer1(part))) for part in parts], dim=1)
+        size = 512 if x.device.type == "cpu" else 16384
+        out = torch.empty_like(x)
+        for part, place in zip(x.split(size, dim=1), out.split(size, dim=1), strict=True):
+            place.copy_(self.layer2(F.gelu(self.layer1(part))))
+        return out
 
 
 class Modulation(nn.Sequential):
@@ -202,5 +208,5 @@ class TimestepEmbedder(nn.Sequential):
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return (sinusoid `(B, F, D)`, lora `(B, F, 3D)`) of t `(B, F)`, in the weights' dtype."""
-        sinusoid = timestep_sinusoid(t, self.dim).to(self[1].linear_1.weight.dtype)
+        sinusoid = timestep_sinusoid(t, self.dim).to(self.get_parameter("1.linear_1.weight").dtype)
         return sinusoid, self[1](sinusoid)

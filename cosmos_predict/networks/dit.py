@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,22 @@ from cosmos_predict.networks.rope import (
     rope_angles,
     rope_table,
 )
+
+
+class SequenceSplit(Protocol):
+    """How a forward divides its tokens over processes; each computes the blocks for a part of the frames of every view."""
+
+    def begin(self, data_type: str, frames: int, views: int) -> bool:
+        """Return whether this forward, of `frames` token frames per view, is divided."""
+        ...
+
+    def split(self, x: Tensor, dim: int) -> Tensor:
+        """Return this process's part of x along `dim`, whose length is views x frames x anything."""
+        ...
+
+    def gather(self, x: Tensor, dim: int) -> Tensor:
+        """Return the whole of which each process holds the part x."""
+        ...
 
 
 class DiT(nn.Module):
@@ -56,6 +72,7 @@ class DiT(nn.Module):
         for control in config.controls:
             for name, module in control.modules(config).items():
                 self.add_module(name, module)
+        self.sequence_split: SequenceSplit | None = None  # set from outside
         self._rope_cache: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     def forward(
@@ -97,7 +114,7 @@ class DiT(nn.Module):
         injection = Injection()
         for control in config.controls:
             control.inject(self, {**signals, "condition_mask": condition_mask}, grid, injection)
-        tokens = self.x_embedder(self._input_channels(x, condition_mask, padding_mask, signals, injection, grid))
+        channels = self._input_channels(x, condition_mask, padding_mask, signals, injection, grid)
 
         token_grid = (
             grid.frames_per_view // config.patch_temporal,
@@ -105,7 +122,7 @@ class DiT(nn.Module):
             width // config.patch_spatial,
         )
         rope = self._rope(token_grid, views, self._fps(fps, batch, grid.frames_per_view), x.device)
-        extra = self._extra_positions(token_grid, views, tokens)
+        extra = self._extra_positions(token_grid, views, channels)
 
         timesteps = timesteps.float().reshape(batch, -1) * config.timestep_scale
         sinusoid, lora = self.t_embedder(timesteps)
@@ -125,9 +142,21 @@ class DiT(nn.Module):
             text = text.unflatten(1, (views, -1)).flatten(0, 1)
 
         features = {name: value.to(dtype) for name, value in injection.blocks.items()}
+        split = self.sequence_split
+        if split is not None and split.begin(data_type, token_grid[0], views):
+            channels, rope = split.split(channels, 2), (split.split(rope[0], 0), split.split(rope[1], 0))
+            embedding, lora = split.split(embedding, 1), split.split(lora, 1)
+            extra = None if extra is None else split.split(extra, 1)
+            features = {name: split.split(value, 1) for name, value in features.items()}
+        else:
+            split = None
+        tokens = self.x_embedder(channels)
+        del channels
         for block in self.blocks:
             tokens = block(tokens, text, embedding, lora, rope, extra, features, views)
         out = self.final_layer(tokens, embedding, lora)
+        if split is not None:
+            out = split.gather(out, 1)
         return self.final_layer.unpatchify(out, (token_grid[0] * views, *token_grid[1:])).float()
 
     @property
@@ -240,14 +269,14 @@ class DiT(nn.Module):
                 self._rope_cache = {key: rope_table(angles)}
         return self._rope_cache[key]
 
-    def _extra_positions(self, grid: tuple[int, int, int], views: int, tokens: Tensor) -> Tensor | None:
+    def _extra_positions(self, grid: tuple[int, int, int], views: int, like: Tensor) -> Tensor | None:
         if self.extra_pos_embedder is None:
             return None
         if isinstance(self.extra_pos_embedder, SinCosPositionEmbedding):
             with torch.inference_mode(False):  # it keeps its table, as `_rope` does
-                table = self.extra_pos_embedder(grid, views, tokens.device)
-            return table.to(tokens.dtype)
-        return self.extra_pos_embedder(grid, views).to(tokens.dtype)
+                table = self.extra_pos_embedder(grid, views, like.device)
+            return table.to(like.dtype)
+        return self.extra_pos_embedder(grid, views).to(like.dtype)
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -272,7 +301,7 @@ class DiT(nn.Module):
             elif isinstance(module, RMSNorm | LearnablePositionEmbedding):
                 module.reset_parameters()
         if self.config.projects_text:
-            self.crossattn_proj[0].reset_parameters()
+            nn.Linear.reset_parameters(self.crossattn_proj[0])  # type: ignore[arg-type]
         for control in self.config.controls:
             control.init_weights(self)
 

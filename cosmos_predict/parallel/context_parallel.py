@@ -19,8 +19,53 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cosmos_predict.errors import ConfigError
+from cosmos_predict.networks.dit import DiT
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class ContextParallel:
+    """The `sequence_split` of a DiT over the ranks of `group`: frames of every view, contiguous parts. Images stay whole.
+
+    Every rank is given the whole input and gets the whole output, so every rank computes the same loss; averaging
+    parameter gradients over the ranks (as FSDP does over all) then gives exactly the gradient of that loss.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, num_heads: int) -> None:
+        self.group, self.num_heads = group, num_heads
+        self.active, self.views = False, 1
+
+    def begin(self, data_type: str, frames: int, views: int) -> bool:
+        """Start a forward; return whether it is divided. Raises ConfigError for frames or heads that do not divide."""
+        self.active, self.views = data_type == "video", views
+        if self.active:
+            check_context_parallel(self.group.size(), frames, self.num_heads)
+        return self.active
+
+    def split(self, x: Tensor, dim: int) -> Tensor:
+        return split_sequence(x, self.group.rank(), self.group.size(), dim, self.views)
+
+    def gather(self, x: Tensor, dim: int) -> Tensor:
+        return gather_sequence(x, self.group, dim, self.views)
+
+    def wrap(self, attention: Attention) -> Attention:
+        """Return `attention` over the whole sequence for q, k, v of this rank's part of it."""
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return ulysses_attention(q, k, v, self.group if self.active else None, attention)
+
+        return attend
+
+
+def apply_context_parallel(net: DiT, group: dist.ProcessGroup | None) -> None:
+    """Make `net` divide videos over the ranks of `group`; nothing for None or a group of one."""
+    if group is None or group.size() == 1:
+        return
+    split = ContextParallel(group, net.config.num_heads)
+    net.sequence_split = split
+    for block in net.blocks:
+        attention = block.get_submodule("self_attn")
+        attention.attention = split.wrap(attention.attention)  # type: ignore[assignment]
 
 
 def check_context_parallel(cp_size: int, latent_frames: int, num_heads: int) -> None:

@@ -89,7 +89,7 @@ def _from_run(run: RunFolder) -> tuple[ModelConfig, int, tuple[int, int], float]
     model = instantiate(config.model.config)
     model.loss_add_logvar = False  # the log-variance head weighs training losses only
     height, width = dataset.video_size
-    return model, int(dataset.num_frames), (int(height), int(width)), float(dataset.get("fps") or 16.0)
+    return model, int(dataset.get("num_frames", 1)), (int(height), int(width)), float(dataset.get("fps") or 16.0)
 
 
 def _from_published(path: Path) -> tuple[ModelConfig, int, tuple[int, int], float]:

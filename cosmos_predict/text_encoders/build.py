@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from cosmos_predict.config.lazy import configurable
 from cosmos_predict.text_encoders.t5 import T5_11B, Dtype, T5TextEncoder
 from cosmos_predict.text_encoders.tiny import TinyTextEncoder
 
@@ -23,6 +24,7 @@ class TextEncoder(Protocol):
         ...
 
 
+@configurable
 def build_text_encoder(
     name_or_path: str | Path = "t5",
     dtype: Dtype | torch.dtype | None = None,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosmos_predict.tokenizers.base import VideoTokenizer
@@ -16,6 +15,7 @@ from cosmos_predict.tokenizers.cosmos_video import num_halvings, require_part, r
 from cosmos_predict.tokenizers.frames import (
     channels_last_weights,
     from_frames,
+    pad_right_bottom,
     pixel_attention,
     to_frames,
     upsample_conv,
@@ -68,7 +68,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        return self.conv(pad_right_bottom(x))
 
 
 class Upsample(nn.Module):

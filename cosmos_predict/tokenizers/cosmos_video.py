@@ -16,9 +16,10 @@ from cosmos_predict.errors import ConfigError
 from cosmos_predict.tokenizers.base import VideoTokenizer
 from cosmos_predict.tokenizers.cosmos_unet import Decoder, Encoder, Parts
 from cosmos_predict.tokenizers.frames import (
-    causal_conv,
     from_frames,
+    pad_right_bottom,
     pixel_attention,
+    repeated_conv,
     tap_major,
     time_attention,
     to_frames,
@@ -45,10 +46,7 @@ class CausalConv3d(nn.Module):
     def forward(self, x: Tensor, batch: int, *, stride: int = 1) -> Tensor:
         weight, bias = self.conv3d.weight, self.conv3d.bias
         assert bias is not None
-        if x.shape[0] == batch:  # every tap sees the one frame
-            return causal_conv(x, weight.sum(2, keepdim=True), bias, batch)
-        history = torch.cat([x[:batch]] * (weight.shape[2] - 1)) if weight.shape[2] > 1 else None
-        return causal_conv(x, weight, bias, batch, history, stride=stride)
+        return repeated_conv(x, weight, bias, batch, stride=stride)
 
     def spatial(self) -> tuple[Tensor, Tensor]:
         """Return weight (O, I, kh, kw) and bias of a convolution that looks at one frame."""
@@ -118,7 +116,7 @@ class HybridDownsample(nn.Module):
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
         if self.conv1 is not None:
-            y = F.conv2d(F.pad(x, (0, 1, 0, 1)), *self.conv1.spatial(), stride=2)
+            y = F.conv2d(pad_right_bottom(x), *self.conv1.spatial(), stride=2)
             x = y.add_(F.avg_pool2d(x, 2))
         if self.conv2 is not None:
             # The pool sees the first frame twice: it stays as it is, and the others are averaged in pairs.

@@ -9,7 +9,7 @@ grouping gives the same numbers; here a `WanStream` carries the few frames of hi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -22,6 +22,7 @@ from cosmos_predict.tokenizers.frames import (
     causal_conv,
     channels_last_weights,
     from_frames,
+    pad_right_bottom,
     pixel_attention,
     tap_major,
     to_frames,
@@ -88,17 +89,19 @@ class CausalConv3d(nn.Conv3d):
 class RMSNorm(nn.Module):
     """x / |x| * sqrt(C) * gamma over the channels of each pixel; gamma is (C, 1, 1, 1), or (C, 1, 1) in attention."""
 
-    def __init__(self, channels: int, *ones: int) -> None:
+    def __init__(self, channels: int, *ones: int, inplace: bool = False) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels, *ones))
+        self.inplace = inplace  # may overwrite its input, where no gradient needs it
 
     def forward(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
         if x.dtype in (torch.float16, torch.bfloat16):  # sums in float32; 1e-24 / C is the published 1e-12 on |x|
             y = F.rms_norm(x.permute(0, 2, 3, 1), (channels,), self.gamma.flatten(), eps=1e-24 / channels)
             return y.permute(0, 3, 1, 2)
-        length = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
-        return (x * (channels**0.5 / length)).mul_(self.gamma.view(-1, 1, 1))
+        scale = channels**0.5 / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
+        y = x.mul_(scale) if self.inplace and not x.requires_grad else x * scale
+        return y.mul_(self.gamma.view(-1, 1, 1))
 
 
 class ResidualBlock(nn.Module):
@@ -111,7 +114,7 @@ class ResidualBlock(nn.Module):
                 RMSNorm(in_channels, 1, 1, 1),
                 nn.SiLU(inplace=True),
                 CausalConv3d(in_channels, out_channels, (3, 3, 3)),
-                RMSNorm(out_channels, 1, 1, 1),
+                RMSNorm(out_channels, 1, 1, 1, inplace=True),
                 nn.SiLU(inplace=True),
                 nn.Dropout(dropout),
                 CausalConv3d(out_channels, out_channels, (3, 3, 3)),
@@ -145,11 +148,12 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, temporal: bool) -> None:
         super().__init__()
-        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
+        # The published Sequential of nn.ZeroPad2d and this convolution.
+        self.resample = nn.ModuleList([nn.Identity(), nn.Conv2d(channels, channels, 3, stride=2)])
         self.time_conv = CausalConv3d(channels, channels, (3, 1, 1), time_stride=2) if temporal else None
 
     def forward(self, x: Tensor, stream: WanStream) -> Tensor:
-        x = self.resample(x)
+        x = self.resample[1](pad_right_bottom(x))
         if self.time_conv is None:
             return x
         if stream.begun:
@@ -244,7 +248,11 @@ def _middle(channels: int, dropout: float) -> nn.ModuleList:
 
 def _head(channels: int, out_channels: int) -> nn.ModuleList:
     return nn.ModuleList(
-        [RMSNorm(channels, 1, 1, 1), nn.SiLU(inplace=True), CausalConv3d(channels, out_channels, (3, 3, 3))]
+        [
+            RMSNorm(channels, 1, 1, 1, inplace=True),
+            nn.SiLU(inplace=True),
+            CausalConv3d(channels, out_channels, (3, 3, 3)),
+        ]
     )
 
 
@@ -262,7 +270,7 @@ class WanVAE(VideoTokenizer):
     mean, std: per-channel latent statistics.
     """
 
-    CHUNK_PIXELS: ClassVar[dict[str, int]] = {"cpu": 1 << 16, "cuda": 1 << 22}
+    CHUNK_PIXELS: ClassVar[dict[str, int]] = {"cpu": 3 << 15, "cuda": 1 << 22}
     """Pixels (T * H * W) per chunk by device type under temporal_window="auto"; bounds the memory of any clip length.
 
     Large chunks keep a GPU busy; a CPU is fastest where a layer's activations stay near its caches."""
@@ -342,20 +350,13 @@ class WanVAE(VideoTokenizer):
 
     def _encode(self, video: Tensor) -> Tensor:
         window = self.window(video.shape[3], video.shape[4])
-        if window is None or video.shape[2] <= 1 + window:
-            return self._encode_piece(video, WanStream(keep=False))
-        stream = WanStream()
-        pieces = torch.tensor_split(video, list(range(1 + window, video.shape[2], window)), dim=2)
-        return torch.cat([self._encode_piece(piece, stream) for piece in pieces], 2)
+        return _in_pieces(self._encode_piece, video, window, self.get_latent_num_frames(video.shape[2]))
 
     def _decode(self, latent: Tensor) -> Tensor:
         factor, scale = self.temporal_compression_factor, self.spatial_compression_factor
         window = self.window(latent.shape[3] * scale, latent.shape[4] * scale)
-        if window is None or latent.shape[2] <= 1 + window // factor:
-            return self._decode_piece(latent, WanStream(keep=False))
-        stream, step = WanStream(), window // factor
-        pieces = torch.tensor_split(latent, list(range(1 + step, latent.shape[2], step)), dim=2)
-        return torch.cat([self._decode_piece(piece, stream) for piece in pieces], 2)
+        step = None if window is None else window // factor
+        return _in_pieces(self._decode_piece, latent, step, self.get_pixel_num_frames(latent.shape[2]))
 
     def _encode_piece(self, video: Tensor, stream: WanStream) -> Tensor:
         stream.batch = video.shape[0]
@@ -368,3 +369,19 @@ class WanVAE(VideoTokenizer):
         frames = self.decoder(self.conv2(to_frames(latent), stream), stream)
         stream.begun = True
         return from_frames(frames, stream.batch)
+
+
+def _in_pieces(run: Callable[[Tensor, WanStream], Tensor], x: Tensor, step: int | None, frames: int) -> Tensor:
+    """Return `run` over `x` in pieces of 1 + step, then `step` frames, written to one result of `frames` frames."""
+    if step is None or x.shape[2] <= 1 + step:
+        return run(x, WanStream(keep=False))
+    stream, result, done = WanStream(), None, 0
+    for piece in torch.tensor_split(x, list(range(1 + step, x.shape[2], step)), dim=2):
+        part = run(piece, stream)
+        if result is None:
+            # One block for the whole result: pieces kept apart would scatter over the heap, and need it twice to join.
+            result = part.new_empty(*part.shape[:2], frames, *part.shape[3:])
+        result[:, :, done : done + part.shape[2]] = part
+        done += part.shape[2]
+    assert result is not None and done == frames
+    return result

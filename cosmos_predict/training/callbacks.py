@@ -1,4 +1,8 @@
-"""What watches a run without taking part in it: small objects called by the trainer at fixed moments."""
+"""What watches a run without taking part in it: small objects called by the trainer at fixed moments.
+
+Every rank calls its callbacks alike, since some evaluate a sharded model together; only rank 0 writes. Numbers go
+through `publish`: a line of `metrics.jsonl` in the run folder, and to every callback that shows them elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ import json
 import resource
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from loguru import logger
@@ -17,6 +22,8 @@ from cosmos_predict.config.lazy import configurable
 from cosmos_predict.networks.flops import count_tokens, training_flops
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from cosmos_predict.training.trainer import Trainer
 
 
@@ -47,7 +54,11 @@ class StepReport:
 
 
 class Callback:
-    """Does nothing. Subclasses override what they need."""
+    """Does nothing. Subclasses override what they need.
+
+    on_scalars gets what any callback publishes (rank 0 only): names without a prefix describe training, `val/...`
+    validation. on_picture gets pictures uint8 `(H, W, 3)` in the same way.
+    """
 
     def on_train_start(self, trainer: Trainer) -> None: ...
 
@@ -55,24 +66,41 @@ class Callback:
 
     def on_train_end(self, trainer: Trainer) -> None: ...
 
+    def on_scalars(self, trainer: Trainer, iteration: int, scalars: Mapping[str, float]) -> None: ...
+
+    def on_picture(self, trainer: Trainer, iteration: int, name: str, picture: np.ndarray) -> None: ...
+
+
+def publish(trainer: Trainer, iteration: int, scalars: Mapping[str, float]) -> None:
+    """On rank 0, append a line to `metrics.jsonl` and hand the numbers to all callbacks; elsewhere do nothing."""
+    if trainer.ranks.rank != 0:
+        return
+    with (trainer.folder.root / "metrics.jsonl").open("a") as stream:
+        stream.write(json.dumps({"iteration": iteration, **scalars}) + "\n")
+    for callback in trainer.callbacks:
+        callback.on_scalars(trainer, iteration, scalars)
+
 
 @configurable
 class ProgressLine(Callback):
-    """Log a line every `trainer.logging_iter` updates, and append it to `metrics.jsonl` in the run folder.
+    """Log and publish a line every `trainer.logging_iter` updates.
 
     The line: iteration, loss (mean since the last line), gradient norm, learning rate, samples/s, tokens/s, TFLOP/s, share
-    of the time waiting for data, memory, time left.
+    of the time waiting for data, memory, time left. Rates count the updates alone, the time left also what comes between
+    them (saves, validation).
     """
 
     def on_train_start(self, trainer: Trainer) -> None:
         self._start_window()
+        if trainer.ranks.rank != 0:
+            return
         config = trainer.config
         logger.info(
             "{}: iterations {}..{}, {} samples per update, {:.2f} M parameters, on {}",
             trainer.folder.root,
             trainer.progress.iteration,
             config.trainer.max_iter,
-            trainer.batch_size * trainer.accumulation,
+            trainer.global_batch,
             sum(p.numel() for p in trainer.model.parameters() if p.requires_grad) / 1e6,
             trainer.device,
         )
@@ -82,21 +110,22 @@ class ProgressLine(Callback):
         last = report.iteration >= trainer.config.trainer.max_iter
         if report.iteration % trainer.config.trainer.logging_iter == 0 or last or trainer.stop_signal:
             values = self._measure(trainer)
-            with (trainer.folder.root / "metrics.jsonl").open("a") as stream:
-                stream.write(json.dumps(values) + "\n")
-            logger.info(
+            publish(trainer, report.iteration, values)
+            message = (
                 "it {iteration}/{max_iter} loss {loss:.4f} mse {mse:.5f} grad {grad_norm:.3f} lr {lr:.2e} | {samples_per_s:.2f} samples/s "
-                "{tokens_per_s:.0f} tok/s {tflops:.3f} TFLOP/s wait {wait_share:.0%} mem {memory_gb:.1f} GB | {eta} left",
-                **{**values, "eta": _duration(values["seconds_left"])},
+                "{tokens_per_s:.0f} tok/s {tflops:.3f} TFLOP/s wait {wait_share:.0%} mem {memory_gb:.1f} GB | {eta} left"
             )
+            if trainer.ranks.rank == 0:
+                logger.info(message, iteration=report.iteration, eta=_duration(values["seconds_left"]), **values)
             self._start_window()
 
     def _start_window(self) -> None:
         self.reports: list[StepReport] = []
         self.started = time.perf_counter()
 
-    def _measure(self, trainer: Trainer) -> dict[str, Any]:
-        reports, seconds = self.reports, time.perf_counter() - self.started
+    def _measure(self, trainer: Trainer) -> dict[str, float]:
+        reports, passed = self.reports, time.perf_counter() - self.started
+        seconds = sum(report.seconds for report in reports)
         samples = sum(report.samples for report in reports)
         shape = reports[-1].losses[-1].shape[2:]
         net = trainer.model.net.config
@@ -105,7 +134,6 @@ class ProgressLine(Callback):
         finite = [report for report in reports if not report.skipped] or reports
         updates_left = trainer.config.trainer.max_iter - reports[-1].iteration
         return {
-            "iteration": reports[-1].iteration,
             "max_iter": trainer.config.trainer.max_iter,
             "loss": sum(report.mean("loss") for report in finite) / len(finite),
             "mse": sum(report.mean("mse") for report in finite) / len(finite),
@@ -117,7 +145,7 @@ class ProgressLine(Callback):
             "wait_share": sum(report.waited for report in reports) / seconds,
             "memory_gb": _peak_memory() / 1e9,
             "skipped": trainer.progress.skipped,
-            "seconds_left": updates_left * seconds / len(reports),
+            "seconds_left": updates_left * passed / len(reports),
         }
 
 

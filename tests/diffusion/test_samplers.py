@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -147,7 +148,7 @@ def test_euler_is_the_edm_step_and_projects_before_it() -> None:
     def project(state: Tensor, sigma: Tensor) -> Tensor:
         return given * (5 + sigma) + (1 - given) * state
 
-    for s, t in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for s, t in pairwise(sigmas):
         projected = project(expected, s)
         expected = projected + (projected - curved(projected, s)) / s * (t - s)
     torch.testing.assert_close(sample_euler(curved, x, sigmas, project=project), expected)

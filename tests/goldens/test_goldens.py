@@ -12,7 +12,7 @@ from tests.goldens.run_case import DEFAULT_MEDIA, Case, compute
 
 CASES = Path(__file__).parent / "cases"
 # Whole areas or kinds that later work brings; nothing inside a kind is ever left out.
-NOT_YET = {("curate", None), ("data", "multiview_sample"), ("data", "agibot_windows")}
+NOT_YET = {("curate", None), ("data", "multiview_sample")}
 NEEDS_MEDIA = {("data", "video_sample"), ("data", "bridge_sample")}
 
 

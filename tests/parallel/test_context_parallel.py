@@ -55,3 +55,9 @@ def test_outputs_and_gradients_equal_the_whole_computation(ranks: int) -> None:
     processes = run_ranks("tests.parallel.cp_gradients", ranks=ranks)
     check(processes)
     assert all("equal" in process.stdout for process in processes)
+
+
+def test_networks_compute_the_same_divided() -> None:
+    processes = run_ranks("tests.parallel.cp_network", ranks=2)
+    check(processes)
+    assert all("equal" in process.stdout for process in processes)

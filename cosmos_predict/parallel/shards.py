@@ -1,0 +1,52 @@
+"""This rank's part of a tensor: the one place that knows how a DTensor lies over the ranks. Plain tensors are whole."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Part = tuple[slice, ...]
+
+
+def part_of(tensor: Tensor) -> Part | None:
+    """Return which slice of the whole this rank holds of a DTensor; None for a plain tensor, which is whole."""
+    if not is_sharded(tensor):
+        return None
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset  # slow, and only for shards
+
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)  # type: ignore[attr-defined]
+    # An empty shard's offset may lie past the end, where a slice is empty too.
+    return tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether `tensor` is a DTensor. (Asked by attribute: importing the class costs inference half a second.)"""
+    return hasattr(tensor, "placements")
+
+
+def own(tensor: Tensor) -> Tensor:
+    """Return the plain tensor that this rank holds of `tensor`, sharing its memory."""
+    return tensor.detach().to_local() if is_sharded(tensor) else tensor.detach()  # type: ignore[operator]
+
+
+def whole(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the whole of `tensor` in `dtype`, gathered from all ranks: every rank of its mesh must call this."""
+    tensor = tensor.detach().to(dtype or tensor.dtype)
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[operator]
+
+
+def shard_like(part: Tensor, like: Tensor) -> Tensor:
+    """Return `part`, what this rank holds, as a tensor that lies over the ranks as `like` does, on its device."""
+    part = part.to(like.device)
+    if not is_sharded(like):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        part,
+        like.device_mesh,  # type: ignore[attr-defined]
+        like.placements,  # type: ignore[attr-defined]
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )

@@ -1,0 +1,10 @@
+"""Captions from a CSV table, and their embeddings: `python scripts/get_t5_embeddings_from_groot_dataset.py --help`."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
+    from cosmos_predict.cli.get_t5_embeddings_from_groot_dataset import main
+
+    main()

@@ -1,0 +1,232 @@
+"""Training on two real processes equals training on one: losses, weights, checkpoints, resume at other world sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cosmos_predict.checkpoint.run_folder import RunFolder
+from cosmos_predict.checkpoint.run_state import SavedState
+from tests.parallel.ranks import REPOSITORY, check, run_ranks
+
+BASE = ["experiment=tiny_video2world", "data=synthetic", "debug=true", "trainer.logging_iter=1"]
+CONTEXT = "model_parallel.context_parallel_size"
+SHARD = "model.config.fsdp_shard_size"
+FOUR = ["trainer.global_batch_size=4"]
+STEPS = 6
+
+
+# Four latent frames, of which the first is given.
+FRAMES = ["dataloader_train.dataset.num_frames=13"]
+
+
+def folder_of(root: Path) -> RunFolder:
+    return RunFolder(root / "cosmos_predict" / "tiny" / "tiny_video2world")
+
+
+def train(root: Path, ranks: int, *overrides: str, steps: int = STEPS) -> RunFolder:
+    """Run the training command on `ranks` processes."""
+    command = ["--", *BASE, f"trainer.max_iter={steps}", *overrides]
+    old = os.environ.get("OUTPUT_ROOT")
+    os.environ["OUTPUT_ROOT"] = str(root)
+    try:
+        if ranks > 1:
+            check(run_ranks("train", *command, ranks=ranks))
+        else:
+            done = subprocess.run(
+                [sys.executable, "-m", "train", *command],
+                cwd=REPOSITORY,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr
+    finally:
+        if old is None:
+            del os.environ["OUTPUT_ROOT"]
+        else:
+            os.environ["OUTPUT_ROOT"] = old
+    return folder_of(root)
+
+
+def losses(folder: RunFolder) -> list[float]:
+    lines = [json.loads(line) for line in (folder.root / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def state(folder: RunFolder) -> dict[str, torch.Tensor]:
+    iteration = folder.newest()
+    assert iteration is not None
+    with SavedState(folder, iteration) as saved:
+        kinds = ("weights", "ema", "optimizer")
+        return {f"{kind}:{name}": saved.read(kind, name) for kind in kinds for name in saved.names(kind)}
+
+
+def assert_same_run(folder: RunFolder, other: RunFolder, steps: int = STEPS) -> None:
+    a, b = losses(folder), losses(other)
+    assert len(a) == len(b) == steps
+    assert a == pytest.approx(b, rel=1e-5)
+    first, second = state(folder), state(other)
+    assert first.keys() == second.keys()
+    for kind, limit in {"weights:": 1e-5, "ema:": 1e-5, "optimizer:exp_avg.": 1e-4}.items():
+        names = [name for name in first if name.startswith(kind)]
+        assert relative_distance([first[n] for n in names], [second[n] for n in names]) <= limit
+        if limit == 1e-5:  # each for itself: some start at zero, where Adam turns rounding into steps
+            assert max(relative_distance([first[n]], [second[n]]) for n in names) <= 1e-3
+
+
+def relative_distance(tensors: list[torch.Tensor], others: list[torch.Tensor]) -> float:
+    pairs = [(a.double().flatten(), b.double().flatten()) for a, b in zip(tensors, others, strict=True)]
+    return float(torch.cat([a - b for a, b in pairs]).norm() / torch.cat([b for _, b in pairs]).norm().clamp(min=1e-30))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """One process, four samples per update."""
+    return train(tmp_path_factory.mktemp("alone"), 1, *FOUR)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param([f"{SHARD}=2", "dataloader_train.batch_size=2"], id="fsdp"),
+        pytest.param([f"{SHARD}=1", "dataloader_train.batch_size=2"], id="replicas"),
+        pytest.param([f"{SHARD}=-1"], id="fsdp-accumulation"),
+        pytest.param([f"{SHARD}=1"], id="replicas-accumulation"),
+    ],
+)
+def test_two_ranks_compute_what_one_does(tmp_path: Path, alone: RunFolder, overrides: list[str]) -> None:
+    assert_same_run(train(tmp_path, 2, *FOUR, *overrides), alone)
+
+
+@pytest.mark.slow
+def test_four_ranks_as_two_replicas_of_two_shards(tmp_path: Path, alone: RunFolder) -> None:
+    folder = train(tmp_path, 4, *FOUR, f"{SHARD}=2")
+    assert_same_run(folder, alone)
+    names = {path.name for path in folder.part("trainer", STEPS).glob("weights*")}
+    assert names == {"weights_00000-of-00002.safetensors", "weights_00001-of-00002.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def alone_longer(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """One process, two samples per update, clips of four latent frames."""
+    return train(tmp_path_factory.mktemp("alone"), 1, *FRAMES, "trainer.global_batch_size=2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "overrides"),
+    [
+        pytest.param(2, [f"{SHARD}=1"], id="context"),
+        pytest.param(2, [f"{SHARD}=2", "dataloader_train.batch_size=2"], id="context-fsdp"),
+        pytest.param(4, [f"{SHARD}=2"], id="two-contexts-hybrid"),
+    ],
+)
+def test_context_parallel_computes_what_one_rank_does(
+    tmp_path: Path, alone_longer: RunFolder, ranks: int, overrides: list[str]
+) -> None:
+    folder = train(tmp_path, ranks, *FRAMES, f"{CONTEXT}=2", "trainer.global_batch_size=2", *overrides)
+    assert folder.read_index(STEPS)["data_parallel"] == ranks // 2
+    assert_same_run(folder, alone_longer)
+
+
+@pytest.mark.slow
+def test_frames_that_do_not_divide_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"context_parallel_size=2 must divide the 3 latent frames"):
+        train(tmp_path, 2, "dataloader_train.dataset.num_frames=9", f"{CONTEXT}=2", steps=1)
+
+
+@pytest.mark.slow
+def test_resume_at_the_same_size_is_bit_identical(tmp_path: Path) -> None:
+    sharded = [f"{SHARD}=2", *FOUR, "checkpoint.save_iter=2"]
+    whole = state(train(tmp_path / "whole", 2, *sharded, steps=4))
+    train(tmp_path / "parts", 2, *sharded, steps=2)
+    parts = state(train(tmp_path / "parts", 2, *sharded, steps=4))
+    assert whole.keys() == parts.keys()
+    assert not [name for name in whole if not torch.equal(whole[name], parts[name])]
+
+
+@pytest.mark.slow
+def test_two_ranks_then_one_then_two(tmp_path: Path, alone: RunFolder) -> None:
+    """Accumulation makes up for the ranks: nothing but the number of processes changes between the three commands."""
+    keep = ["checkpoint.keep_last_k=null", "dataloader_train.batch_size=2"]
+    train(tmp_path, 2, f"{SHARD}=-1", *keep, steps=2)
+    folder = train(tmp_path, 1, f"{SHARD}=-1", *keep, steps=4)
+    train(tmp_path, 2, f"{SHARD}=-1", *keep)
+    assert [folder.read_index(n)["world_size"] for n in (2, 4, STEPS)] == [2, 1, 2]
+    assert {folder.read_index(n)["global_batch_size"] for n in (2, 4, STEPS)} == {4}
+    assert_same_run(folder, alone)
+
+
+@pytest.mark.slow
+def test_export_is_that_of_one_process(tmp_path: Path) -> None:
+    """Published files that are gone are made again at start: two ranks write the very bytes that one process wrote."""
+    folder = train(tmp_path, 1, "trainer.global_batch_size=2", steps=1)
+    path = folder.exports(1)["both"]
+    content = path.read_bytes()
+    path.unlink()
+    train(tmp_path, 2, "trainer.global_batch_size=2", f"{SHARD}=2", steps=1)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.slow
+def test_refused_sizes_name_what_fits(tmp_path: Path) -> None:
+    train(tmp_path, 1, "dataloader_train.batch_size=1", steps=1)
+    with pytest.raises(RuntimeError, match=r"global batch of 1, .* 1 x 2 data-parallel ranks; .* ranks fit: 1\n"):
+        train(tmp_path, 2, steps=2)
+    with pytest.raises(RuntimeError, match=r"fsdp_shard_size=2 does not divide the 3 processes; sizes that fit: 1, 3"):
+        train(tmp_path, 3, f"{SHARD}=2", steps=2)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_stops_all_and_saves(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "train", "--", *BASE]
+    process = subprocess.Popen(
+        [*command, "trainer.max_iter=100000", f"{SHARD}=2"],
+        cwd=REPOSITORY,
+        env={**os.environ, "OUTPUT_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder.root / "metrics.jsonl").exists():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.kill(rank_process(process.pid, 1), signal.SIGUSR1)
+        output = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    newest = folder.newest()
+    assert newest is not None and f"SIGUSR1: saved iteration {newest}" in output
+
+
+def rank_process(launcher: int, rank: int) -> int:
+    """Return the process id of a rank that torchrun started."""
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"\0RANK={rank}\0" in "\0" + Path(f"/proc/{child}/environ").read_text():
+            return int(child)
+    raise AssertionError("no such rank")
+
+
+@pytest.mark.slow
+def test_base_checkpoint_fills_shards(tmp_path: Path) -> None:
+    """A run on two ranks that starts from a published file has the losses of one process that starts from it."""
+    base = str(train(tmp_path / "base", 1, steps=2).exports(2)["both"])
+    start = ["dataloader_train.batch_size=1", "trainer.global_batch_size=2", f"checkpoint.load_path={base}"]
+    one = train(tmp_path / "one", 1, *start, steps=2)
+    two = train(tmp_path / "two", 2, *start, f"{SHARD}=2", steps=2)
+    assert_same_run(two, one, steps=2)
