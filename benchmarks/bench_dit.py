@@ -211,7 +211,10 @@ def save(args: argparse.Namespace, setting: dict, rows: list[dict]) -> Path:
     name = "_".join(device.lower().split()) if cuda else "cpu"
     path = RESULTS / f"bench_dit_{name}.json"
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
-    runs = [run for run in runs if run["setting"] != setting]
+    measured = [row["pass"] for row in rows]
+    for run in [run for run in runs if run["setting"] == setting]:
+        rows = [row for row in run["rows"] if row["pass"] not in measured] + rows
+        runs.remove(run)
     runs.append({"setting": setting, "rows": rows})
     record = {
         "device": device,

@@ -56,6 +56,8 @@ def video2world(size: str, name: str, dataset_dir: str) -> dict[str, Any]:
         ),
         "trainer": {
             "max_iter": 1000,
+            "compute_dtype": "bfloat16",
+            "activation_checkpointing": "selective",
             "logging_iter": 10,
             "callbacks": basic_callbacks(),
         },

@@ -18,7 +18,7 @@ LATENT_STD = [0.327, 0.125, 0.03, 0.036, 0.08, 0.058] + [0.03] * (LATENT_CHANNEL
 
 @register_experiment(
     "tiny_video2world",
-    summary="4 M parameters, DCT tokenizer, CPU: folder of clips -> video model in minutes",
+    summary="3 M parameters, DCT tokenizer, CPU: folder of clips -> video model in minutes",
     debug=shrink,
 )
 def tiny_video2world() -> dict[str, Any]:

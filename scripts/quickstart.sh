@@ -4,6 +4,10 @@
 #   ./scripts/quickstart.sh VIDEO_FOLDER    on your own mp4 files (captions from .txt files of the same name, if any)
 # ITERATIONS=400 sets the length of training. Everything is written under output/quickstart and can be deleted.
 set -euo pipefail
+if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
+    sed -n '2,5s/^# //p' "${BASH_SOURCE[0]}"
+    exit 0
+fi
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source_folder="$(realpath "${1:-$here/assets/robot_arm}")"
 cd "$here"

@@ -135,7 +135,10 @@ def load_log_variance(head: nn.Module, source: Source) -> None:
     require_match(
         {n: tuple(v.shape) for n, v in state.items()}, expected, f"{getattr(source, 'path', 'the state')} (logvar)"
     )
-    head.load_state_dict(state)
+    with torch.no_grad():
+        for name, tensor in head.state_dict().items():
+            part = part_of(tensor)
+            own(tensor).copy_(state[name] if part is None else state[name][part])
 
 
 def grow_from_base(

@@ -136,3 +136,21 @@ def find_run_folder(path: str | Path) -> RunFolder | None:
             layout = "predict1" if (folder / "checkpoints" / "state").is_dir() else "predict2"
             return RunFolder(folder, layout)
     return None
+
+
+def published_file(path: str | Path, ema: bool = False) -> Path:
+    """Return the file that `path` means: itself, or the newest published file (of `ema` weights) of a run folder.
+
+    Raises FileNotFoundError, or CheckpointError for a run folder without a complete iteration.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}: give a .pt or .safetensors file, or a run folder")
+    folder = find_run_folder(path) if path.is_dir() else None
+    if folder is None:
+        return path
+    iteration = folder.newest()
+    if iteration is None:
+        raise CheckpointError(f"{folder.root} holds no complete iteration yet; train it first, or give a file")
+    files = folder.exports(iteration)
+    return files.get("both") or files["ema" if ema else "reg"]

@@ -249,7 +249,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, sav
             masters[name] = value
         else:
             state.setdefault(numbers[name], {})[kind] = value
-    options = [{**group, "params": now["params"]} for group, now in zip(groups, current["param_groups"], strict=True)]
+    # Options such as the decay are the present configuration's; what the optimizer keeps of its own lies in its state.
+    options = current["param_groups"]
     extra = {"masters": [masters[name] for name in names]} if masters else {}
     optimizer.load_state_dict({"state": state, "param_groups": options, **extra})
 

@@ -85,9 +85,11 @@ def dryrun(args: argparse.Namespace) -> int:
     from cosmos_predict.config.compose import compose
     from cosmos_predict.config.files import config_text
     from cosmos_predict.training.forecast import forecast
+    from cosmos_predict.training.trainer import check_supported
 
     config = compose(args.overrides, args.config, allow=args.allow)
     config.validate()
+    check_supported(config)
     print(config_text(config, strict=False))
     print(forecast(config))
     return 0

@@ -13,6 +13,7 @@ def shrink(config: DictConfig, report: list[str]) -> None:
 
     The dataset stays; `report` gets a line for what it reads.
     """
+    config.job.name = f"{config.job.name}_debug"  # never in the folder of a real run
     pipe = config.model.config.pipe_config
     net = pipe.net
     net.update({"model_channels": DEBUG_HEADS * 16, "num_blocks": 1, "num_heads": DEBUG_HEADS, "adaln_lora_dim": 8})
@@ -42,5 +43,6 @@ def shrink(config: DictConfig, report: list[str]) -> None:
             "grad_accum_iter": 1,
         }
     )
+    config.trainer.compute_dtype = "float32"
     config.model.config.fsdp_shard_size = 1
     config.model_parallel.update({"tensor_model_parallel_size": 1, "context_parallel_size": 1})

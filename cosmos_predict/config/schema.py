@@ -21,6 +21,7 @@ from cosmos_predict.errors import ConfigError
 NEVER = 999_999_999  # the published "never" of counts of iterations
 CHECKPOINT_TYPES = ("predict2", "predict1")
 COMPUTE_DTYPES = ("float32", "bfloat16")
+CHECKPOINTING = ("none", "full", "selective")
 
 
 class Freezable:
@@ -71,8 +72,12 @@ class TrainerConfig(Freezable):
     grad_accum_iter: int = 1
     global_batch_size: int | None = None  # samples per update over all ranks; None: what accumulation and ranks give
     seed: int = 0
-    compute_dtype: str = "float32"  # of gathered weights and activations, "float32" or "bfloat16"; weights stay float32
+    compute_dtype: str = "float32"  # "bfloat16": of gathered weights and activations; "float32": as the weights
+    activation_checkpointing: str = "none"  # or "full", "selective": keep attention's result, compute the rest again
+    checkpoint_every_n_blocks: int = 1  # of which blocks
+    compile: bool = False  # compile the network's blocks
     clip_norm: float = 1.0  # largest global gradient norm; inf only measures
+    grad_force_finite: bool = False  # set non-finite gradient entries to 0 (published) instead of skipping the update
     logging_iter: int = 10
     run_validation: bool = False
     validation_iter: int = 500
@@ -128,8 +133,8 @@ class Config(Freezable):
                     f"job.{key}={value!r}: expected a non-empty relative name (it is a folder of the run)"
                 )
         counts = {
-            "trainer": ("max_iter", "grad_accum_iter", "global_batch_size", "logging_iter", "validation_iter",
-                        "max_val_iter"),
+            "trainer": ("max_iter", "grad_accum_iter", "global_batch_size", "checkpoint_every_n_blocks",
+                        "logging_iter", "validation_iter", "max_val_iter"),
             "model_parallel": ("tensor_model_parallel_size", "context_parallel_size"),
             "checkpoint": ("save_iter", "keep_last_k"),
         }  # fmt: skip
@@ -140,9 +145,9 @@ class Config(Freezable):
                     raise ConfigError(f"{section}.{key}={value}: expected a whole number of at least 1")
         if self.trainer.seed < 0:
             raise ConfigError(f"trainer.seed={self.trainer.seed}: expected 0 or more")
-        if self.trainer.compute_dtype not in COMPUTE_DTYPES:
-            hint = did_you_mean(self.trainer.compute_dtype, COMPUTE_DTYPES)
-            raise ConfigError(f"trainer.compute_dtype={self.trainer.compute_dtype!r} is not one of the dtypes: {hint}")
+        for key, choices in {"compute_dtype": COMPUTE_DTYPES, "activation_checkpointing": CHECKPOINTING}.items():
+            if (value := getattr(self.trainer, key)) not in choices:
+                raise ConfigError(f"trainer.{key}={value!r} is not available: {did_you_mean(value, choices)}")
         if self.model_parallel.pipeline_model_parallel_size != 1:
             size = self.model_parallel.pipeline_model_parallel_size
             raise ConfigError(

@@ -35,10 +35,14 @@ class ModelManagerConfig:
 @configurable
 @dataclasses.dataclass
 class TokenizerConfig:
-    """Which video tokenizer. name: `dct`, `wan2.1`, `cosmos_cv8x8x8`, ...; path: its weights; options: constructor arguments."""
+    """Which video tokenizer. name: `dct`, `wan2.1`, `cosmos_cv8x8x8`, ...; path: its weights; options: constructor arguments.
+
+    dtype: of its weights and computation, `float32` (None) or `bfloat16` (what the published pipelines run it in).
+    """
 
     name: str = "wan2.1"
     path: str = ""
+    dtype: str | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -1,4 +1,5 @@
-"""What makes one process one of many: ranks, the process group and its ending, context parallelism.
+"""What makes one process one of many: ranks, the process group and its ending, the mesh,
+FSDP2, context parallelism, activation checkpointing.
 
-Acts on networks and models from outside; `training`, `pipelines` and command lines import it, never the reverse.
+Acts on networks and models from outside; `checkpoint`, `training`, `pipelines` and command lines import it, never the reverse.
 """

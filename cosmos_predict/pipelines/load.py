@@ -11,10 +11,10 @@ from loguru import logger
 from cosmos_predict.checkpoint.load import load_state
 from cosmos_predict.checkpoint.metadata import network_config
 from cosmos_predict.checkpoint.recognise import recognise
-from cosmos_predict.checkpoint.run_folder import RunFolder, find_run_folder
+from cosmos_predict.checkpoint.run_folder import RunFolder, find_run_folder, published_file
 from cosmos_predict.config.files import load_config
 from cosmos_predict.config.lazy import instantiate
-from cosmos_predict.errors import CheckpointError, ConfigError
+from cosmos_predict.errors import ConfigError
 from cosmos_predict.io.tensors import TensorFile
 from cosmos_predict.models.build import build_world_model
 from cosmos_predict.models.config import ModelConfig, PipeConfig, TokenizerConfig
@@ -57,10 +57,8 @@ def load_world_model(
     Raises FileNotFoundError, CheckpointError or ConfigError saying what is missing.
     """
     path = Path(dit_path)
-    if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {path}: give a .pt or .safetensors file, or a run folder")
+    checkpoint = published_file(path, load_ema)
     run = find_run_folder(path)
-    checkpoint = _checkpoint_file(path, run, load_ema)
     config, num_frames, video_size, fps = _from_run(run) if run is not None else _from_published(checkpoint)
     if tokenizer_path:
         config.pipe_config.tokenizer.path = tokenizer_path
@@ -69,16 +67,6 @@ def load_world_model(
         load_state(model.net, source, ema=load_ema, where=checkpoint)
     logger.info("{}: {} weights", checkpoint, "EMA" if load_ema else "regular")
     return LoadedModel(model.eval(), num_frames, video_size, fps, checkpoint, run)
-
-
-def _checkpoint_file(path: Path, run: RunFolder | None, load_ema: bool) -> Path:
-    if run is None or path.is_file():
-        return path
-    iteration = run.newest()
-    if iteration is None:
-        raise CheckpointError(f"{run.root} holds no complete iteration yet; train it first, or give a file")
-    files = run.exports(iteration)
-    return files.get("both") or files["ema" if load_ema else "reg"]
 
 
 def _from_run(run: RunFolder) -> tuple[ModelConfig, int, tuple[int, int], float]:

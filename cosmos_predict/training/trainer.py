@@ -20,8 +20,8 @@ from loguru import logger
 from torch import Tensor
 
 from cosmos_predict.checkpoint.export import check_exportable, export_checkpoint
-from cosmos_predict.checkpoint.load import grow_from_base, load_state
-from cosmos_predict.checkpoint.run_folder import RunFolder, find_run_folder
+from cosmos_predict.checkpoint.load import grow_from_base, load_log_variance, load_state, select_weights
+from cosmos_predict.checkpoint.run_folder import RunFolder, published_file
 from cosmos_predict.checkpoint.run_state import (
     SavedState,
     load_optimizer_state,
@@ -35,6 +35,7 @@ from cosmos_predict.config.schema import Config
 from cosmos_predict.errors import CheckpointError, ConfigError
 from cosmos_predict.io.tensors import TensorFile
 from cosmos_predict.models.world_model import WorldModel
+from cosmos_predict.parallel.activation import apply_activation_checkpointing, compile_blocks
 from cosmos_predict.parallel.context_parallel import apply_context_parallel
 from cosmos_predict.parallel.distributed import Ranks
 from cosmos_predict.parallel.fsdp import average_gradients, initialise, shard_head, shard_network
@@ -49,7 +50,6 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Settings that a published command may carry and that this trainer does not act on: refused, never ignored.
 ONLY_VALUES: dict[str, tuple[Any, ...]] = {
-    "trainer.run_validation": (False,),
     "checkpoint.load_training_state": (False,),
     "checkpoint.only_load_scheduler_state": (False,),
     "checkpoint.strict_resume": (True,),
@@ -101,8 +101,13 @@ class Trainer:
         check_exportable(self.folder.layout, self.weights())
         net, self.units = self.model.net, [self.model.net, *filter(None, [self.model.logvar])]
         apply_context_parallel(net, self.mesh.context)
+        apply_activation_checkpointing(
+            net, config.trainer.activation_checkpointing, config.trainer.checkpoint_every_n_blocks
+        )
+        if config.trainer.compile:
+            compile_blocks(net)
         if sharded:
-            shard_network(net, self.mesh, compute_dtype)
+            shard_network(net, self.mesh, None if compute_dtype == torch.float32 else compute_dtype)
             for head in self.units[1:]:
                 shard_head(head, self.mesh)
         net.to_empty(device=self.device)
@@ -113,8 +118,9 @@ class Trainer:
         self.optimizer: torch.optim.Optimizer = instantiate(config.optimizer, model=self.model)
         self.scheduler = lr_scheduler(self.optimizer, instantiate(config.scheduler))
         ema = self.model.config.pipe_config.ema
-        self.ema = PowerEMA(self.weights(), ema.rate, ema.iteration_shift) if ema.enabled else None
+        self.ema = PowerEMA(self._parameters(), ema.rate, ema.iteration_shift) if ema.enabled else None
         self.dataset = instantiate(self.dataset_config)
+        check_state_t(self.model, self.dataset_config.get("num_frames"))
         self.batch_size = int(config.dataloader_train.get("batch_size", 1))  # type: ignore[union-attr]
         self.accumulation = accumulation_steps(config, self.batch_size, self.sizes.data)
         if self.sizes.world > 1:
@@ -141,8 +147,15 @@ class Trainer:
             logger.opt(depth=1).log(level, text, *values)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the trained tensors by full name: `net.*`, and `logvar.*` where that head is on."""
+        """Return the model's tensors by full name: `net.*`, and `logvar.*` (two of which are not trained) if it is on."""
+        return {name: tensor.detach() for name, tensor in self.model.state_dict(keep_vars=True).items()}
+
+    def _parameters(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+
+    def _published_ema(self) -> dict[str, Tensor] | None:
+        """Return the averaged weights, completed with what is not averaged."""
+        return {**self.weights(), **self.ema.state_dict()} if self.ema is not None else None
 
     def _base_path(self) -> str:
         return self.config.checkpoint.load_path or self.model.config.model_manager_config.dit_path
@@ -152,13 +165,18 @@ class Trainer:
         path = self._base_path()
         if not path:
             return
-        path = resolve_checkpoint(path)
+        path = published_file(path, manager.load_ema)
         with TensorFile(path) as source:
             if self.model.net.config.controls:
                 new = grow_from_base(self.model.net, source, ema=manager.load_ema)
                 self._log("{} tensors are not in the base and start new{}", len(new), f": {new[:4]} ..." if new else "")
             else:
                 load_state(self.model.net, source, ema=manager.load_ema, where=path)
+            if self.model.logvar is not None:
+                if select_weights(source.keys(), ema=manager.load_ema, where=path).logvar:
+                    load_log_variance(self.model.logvar, source)
+                else:
+                    self._log("{} holds no log-variance head: it starts new", path)
         self._log("base weights: {}", path)
 
     def resume(self) -> None:
@@ -174,7 +192,14 @@ class Trainer:
             if self.ema is not None:
                 saved.copy_into("ema", self.ema.state_dict(), f"the EMA of {self.folder.root}")
             load_optimizer_state(self.optimizer, self.model, saved)
-            self.scheduler.load_state_dict(saved.scheduler)
+            # The position only: rates and schedule are the present configuration's, so that they can be changed.
+            self.scheduler.last_epoch = int(saved.scheduler["last_epoch"])
+            self.scheduler._step_count = int(saved.scheduler["_step_count"])
+            for group, rate, factor in zip(
+                self.optimizer.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True
+            ):
+                group["lr"] = rate * factor(self.scheduler.last_epoch)
+            self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
             restore_rng(saved)
         self.progress = Progress(iteration, index["sample_number"], index["skipped"])
         self._log("resumed {} at iteration {}, saved by {} rank(s)", self.folder.root, iteration, index["world_size"])
@@ -220,6 +245,10 @@ class Trainer:
 
     def _loop(self) -> None:
         config, progress = self.config, self.progress
+        if progress.iteration >= config.trainer.max_iter:
+            done, wanted = progress.iteration, config.trainer.max_iter
+            self._log("already at iteration {}: nothing to do up to trainer.max_iter={}", done, wanted, level="WARNING")
+            return
         batches = self._batches(progress.sample_number)
         for callback in self.callbacks:
             callback.on_train_start(self)
@@ -259,7 +288,8 @@ class Trainer:
             (out.loss / self.accumulation).backward()
             losses.append(LossRecord(out.loss.detach(), out.mse_loss, tuple(out.xt.shape)))
             progress.sample_number += len(batch["sample_number"]) * self.sizes.data
-        clip = clip_gradients(self.model.parameters(), self.config.trainer.clip_norm)
+        settings = self.config.trainer
+        clip = clip_gradients(self.model.parameters(), settings.clip_norm, force_finite=settings.grad_force_finite)
         lr = float(self.scheduler.get_last_lr()[0])
         if clip.skip_step:
             self._count_skip(clip.total_norm)
@@ -268,7 +298,7 @@ class Trainer:
             progress.skipped_in_a_row = 0
         self.scheduler.step()
         if self.ema is not None and not clip.skip_step:
-            self.ema.update(self.weights(), progress.iteration)
+            self.ema.update(self._parameters(), progress.iteration)
         self.optimizer.zero_grad(set_to_none=True)
         progress.iteration += 1
         losses = self._agree(losses)
@@ -361,9 +391,7 @@ class Trainer:
         self._log("saved iteration {} under {}", progress.iteration, self.folder.checkpoints)
 
     def _export(self, iteration: int) -> None:
-        export_checkpoint(
-            self.folder, iteration, self.weights(), self.ema.state_dict() if self.ema is not None else None, self.mesh
-        )
+        export_checkpoint(self.folder, iteration, self.weights(), self._published_ema(), self.mesh)
 
     def _expected_exports(self, iteration: int) -> list[Path]:
         return [path for part, path in self.folder.exports(iteration).items() if part != "ema" or self.ema is not None]
@@ -377,6 +405,23 @@ def check_supported(config: Config) -> None:
             value = value.get(part) if hasattr(value, "get") else getattr(value, part)
         if value not in allowed:
             raise ConfigError(f"{key}={value!r} is not available in this version; leave it at {allowed[0]!r}")
+    if config.trainer.run_validation and not config.trainer.callbacks.get("validation"):
+        raise ConfigError(
+            "trainer.run_validation=True, but there is no trainer.callbacks.validation; add it (callbacks=validation)"
+        )
+
+
+def check_state_t(model: WorldModel, num_frames: int | None) -> None:
+    """Raise ConfigError when the stated latent frames of a view are not what the dataset's frames make."""
+    stated, tokenizer = model.config.pipe_config.state_t, model.tokenizer_holder[0]
+    if stated is None or tokenizer is None or num_frames is None:
+        return
+    made = tokenizer.get_latent_num_frames(int(num_frames))
+    if made != stated:
+        raise ConfigError(
+            f"model.config.pipe_config.state_t={stated}, but dataloader_train.dataset.num_frames={num_frames} makes "
+            f"{made} latent frames: set num_frames={tokenizer.get_pixel_num_frames(stated)}, or state_t=null"
+        )
 
 
 def mesh_of(config: Config, world_size: int) -> MeshSizes:
@@ -398,17 +443,3 @@ def accumulation_steps(config: Config, batch_size: int, data_parallel: int = 1) 
             f"{lower} and {lower + per_step} fit"
         )
     return total // per_step
-
-
-def resolve_checkpoint(path: str | Path) -> Path:
-    """Return the file that `path` means: itself, or the newest published file of a run folder."""
-    path = Path(path)
-    folder = find_run_folder(path) if path.is_dir() else None
-    if folder is None:
-        if not path.exists():
-            raise FileNotFoundError(f"no checkpoint at {path}: give a .pt or .safetensors file, or a run folder")
-        return path
-    iteration = folder.newest()
-    if iteration is None:
-        raise CheckpointError(f"{folder.root} holds no complete iteration")
-    return next(iter(folder.exports(iteration).values()))

@@ -18,6 +18,7 @@ from cosmos_predict.checkpoint.run_state import SavedState
 from tests.parallel.ranks import REPOSITORY, check, run_ranks
 
 BASE = ["experiment=tiny_video2world", "data=synthetic", "debug=true", "trainer.logging_iter=1"]
+BASE += ["model.config.pipe_config.net.num_blocks=3"]
 CONTEXT = "model_parallel.context_parallel_size"
 SHARD = "model.config.fsdp_shard_size"
 FOUR = ["trainer.global_batch_size=4"]
@@ -29,7 +30,7 @@ FRAMES = ["dataloader_train.dataset.num_frames=13"]
 
 
 def folder_of(root: Path) -> RunFolder:
-    return RunFolder(root / "cosmos_predict" / "tiny" / "tiny_video2world")
+    return RunFolder(root / "cosmos_predict" / "tiny" / "tiny_video2world_debug")
 
 
 def train(root: Path, ranks: int, *overrides: str, steps: int = STEPS) -> RunFolder:
@@ -39,7 +40,7 @@ def train(root: Path, ranks: int, *overrides: str, steps: int = STEPS) -> RunFol
     os.environ["OUTPUT_ROOT"] = str(root)
     try:
         if ranks > 1:
-            check(run_ranks("train", *command, ranks=ranks))
+            check(run_ranks("train", *command, ranks=ranks, timeout=400))
         else:
             done = subprocess.run(
                 [sys.executable, "-m", "train", *command],
@@ -129,6 +130,8 @@ def alone_longer(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
         pytest.param(2, [f"{SHARD}=1"], id="context"),
         pytest.param(2, [f"{SHARD}=2", "dataloader_train.batch_size=2"], id="context-fsdp"),
         pytest.param(4, [f"{SHARD}=2"], id="two-contexts-hybrid"),
+        pytest.param(2, [f"{SHARD}=2", "trainer.activation_checkpointing=full"], id="context-checkpointing-full"),
+        pytest.param(2, [f"{SHARD}=2", "trainer.activation_checkpointing=selective"], id="context-checkpointing"),
     ],
 )
 def test_context_parallel_computes_what_one_rank_does(
@@ -137,6 +140,13 @@ def test_context_parallel_computes_what_one_rank_does(
     folder = train(tmp_path, ranks, *FRAMES, f"{CONTEXT}=2", "trainer.global_batch_size=2", *overrides)
     assert folder.read_index(STEPS)["data_parallel"] == ranks // 2
     assert_same_run(folder, alone_longer)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_on_two_ranks(tmp_path: Path, alone_longer: RunFolder) -> None:
+    options = [f"{SHARD}=2", "trainer.activation_checkpointing=selective", "trainer.compile=true"]
+    folder = train(tmp_path, 2, *FRAMES, "trainer.global_batch_size=2", *options)
+    assert losses(folder) == pytest.approx(losses(alone_longer), rel=1e-4)
 
 
 @pytest.mark.slow
@@ -230,3 +240,62 @@ def test_base_checkpoint_fills_shards(tmp_path: Path) -> None:
     one = train(tmp_path / "one", 1, *start, steps=2)
     two = train(tmp_path / "two", 2, *start, f"{SHARD}=2", steps=2)
     assert_same_run(two, one, steps=2)
+
+
+@pytest.mark.slow
+def test_a_folder_in_use_is_refused_on_all_ranks(tmp_path: Path) -> None:
+    holder = folder_of(tmp_path)
+    holder.acquire()
+    try:
+        with pytest.raises(RuntimeError, match="status 2:(.|\n)*is held by a run that is still alive"):
+            train(tmp_path, 2, steps=1)
+    finally:
+        holder.release()
+
+
+@pytest.mark.slow
+def test_bfloat16_compute_keeps_float32_weights(tmp_path: Path) -> None:
+    """One process and two agree about it, and neither is what float32 gives."""
+    options = ["trainer.compute_dtype=bfloat16", "trainer.global_batch_size=2"]
+    one = train(tmp_path / "one", 1, *options, steps=3)
+    two = train(tmp_path / "two", 2, *options, f"{SHARD}=2", steps=3)
+    exact = train(tmp_path / "exact", 1, "trainer.global_batch_size=2", steps=3)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    assert losses(exact) != losses(one) and losses(exact) == pytest.approx(losses(one), rel=2e-2)
+    assert {tensor.dtype for name, tensor in state(two).items() if "step" not in name} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_log_variance_head_is_trained_saved_and_loaded(tmp_path: Path) -> None:
+    """Its two untrained tensors are part of the state too; a second run starts from the published file."""
+    head = ["model.config.loss_add_logvar=true", "trainer.global_batch_size=2"]
+    one = train(tmp_path / "one", 1, *head, steps=3)
+    two = train(tmp_path / "two", 2, *head, f"{SHARD}=2", steps=3)
+    assert_same_run(two, one, steps=3)
+    assert {f"weights:logvar.{name}" for name in ("0.freqs", "0.phases", "1.weight")} <= state(two).keys()
+    start = [*head, f"checkpoint.load_path={one.exports(3)['both']}", "trainer.seed=5"]
+    again = [train(tmp_path / f"again{ranks}", ranks, *start, f"{SHARD}=-1", steps=1) for ranks in (1, 2)]
+    for folder in again:
+        assert torch.equal(state(folder)["weights:logvar.0.freqs"], state(one)["weights:logvar.0.freqs"])
+    assert_same_run(again[1], again[0], steps=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["optimizer=adamw8bit"], id="8bit"),
+        pytest.param(["optimizer=adamw_bf16", "+model.dtype=bfloat16"], id="bf16-stochastic"),
+    ],
+)
+def test_low_memory_optimizers_resume_their_shards(tmp_path: Path, options: list[str]) -> None:
+    """Bit for bit on two ranks; and one process continues what two began."""
+    common = [*options, f"{SHARD}=-1", "trainer.global_batch_size=2", "checkpoint.keep_last_k=null"]
+    whole = train(tmp_path / "whole", 2, *common, steps=4)
+    train(tmp_path / "parts", 2, *common, steps=2)
+    parts = train(tmp_path / "parts", 2, *common, steps=4)
+    a, b = state(whole), state(parts)
+    assert a.keys() == b.keys() and not [name for name in a if not torch.equal(a[name], b[name])]
+    train(tmp_path / "other", 2, *common, steps=2)
+    other = train(tmp_path / "other", 1, *common, steps=4)
+    assert losses(other) == pytest.approx(losses(whole), rel=1e-3)

@@ -33,7 +33,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = compose([*overrides, "dataloader_train.dataset.num_frames=9"], report=[])
         config.freeze()
         Trainer(config, device="cpu").train()
-    return root / "cosmos_predict" / "tiny" / "tiny_video2world"
+    return root / "cosmos_predict" / "tiny" / "tiny_video2world_debug"
 
 
 @pytest.fixture(scope="module")

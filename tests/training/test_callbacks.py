@@ -97,7 +97,12 @@ def test_wandb_offline_run_takes_names_from_the_environment(tmp_path: Path, monk
     monkeypatch.setenv("WANDB_RUN_ID", "run42")
     trainer = run(tmp_path, "trainer.max_iter=2")
     sent = next(callback.run for callback in trainer.callbacks if type(callback).__name__ == "Wandb")
-    assert (sent.project, sent.group, sent.name, sent.id) == ("project_of_mine", "tiny", "tiny_video2world", "run42")
+    assert (sent.project, sent.group, sent.name, sent.id) == (
+        "project_of_mine",
+        "tiny",
+        "tiny_video2world_debug",
+        "run42",
+    )
     log = next((trainer.folder.root / "wandb").glob("offline-run-*/run-run42.wandb")).read_bytes()
     assert b"train/loss" in log and b"train/lr" in log
     assert (trainer.folder.root / "wandb_run_id.txt").read_text() == "run42\n"

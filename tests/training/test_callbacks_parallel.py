@@ -35,7 +35,7 @@ def train(root: Path, program: list[str], *overrides: str) -> Path:
     env = {**os.environ, "OUTPUT_ROOT": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    return root / "cosmos_predict" / "tiny" / "tiny_video2world"
+    return root / "cosmos_predict" / "tiny" / "tiny_video2world_debug"
 
 
 def state_of(folder: Path) -> dict[str, torch.Tensor]:

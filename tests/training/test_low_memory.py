@@ -324,7 +324,7 @@ def test_moments_of_another_form_are_converted(tmp_path: Path) -> None:
     exact = source.state[net[1].weight]
     previous: torch.optim.Optimizer = source
     for moments in ("8bit", "bf16", "8bit", "fp32"):
-        optimizer = LowMemoryAdamW(net.parameters(), moments=moments)
+        optimizer = LowMemoryAdamW(net.parameters(), lr=1e-2, moments=moments)
         load_through_files(tmp_path / moments, previous, net, optimizer, net)
         assert optimizer.param_groups[0]["lr"] == 1e-2 and optimizer.state[net[1].weight]["step"] == 3
         previous = optimizer

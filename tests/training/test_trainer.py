@@ -175,7 +175,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
 
 
 def config_path(root: Path) -> Path:
-    return root / "cosmos_predict" / "tiny" / "tiny_video2world"
+    return root / "cosmos_predict" / "tiny" / "tiny_video2world_debug"
 
 
 def test_global_batch_that_does_not_divide_names_sizes_that_fit() -> None:
@@ -262,10 +262,29 @@ def test_metrics_are_written(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("model.config.train_architecture=lora", "train_architecture='lora' is not available in this version"),
-        ("trainer.run_validation=true", "run_validation=True is not available"),
+        ("checkpoint.load_training_state=true", "load_training_state=True is not available"),
         ("model_parallel.context_parallel_size=2", r"context_parallel_size=2 does not divide the 1 process"),
     ],
 )
 def test_settings_without_effect_are_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Trainer(compose([*BASE, override], report=[]), device="cpu")
+
+
+def test_settings_may_change_on_resume(tmp_path: Path) -> None:
+    run(tmp_path, "trainer.max_iter=1")
+    trainer = run(tmp_path, "trainer.max_iter=2", "optimizer.lr=1e-6", "optimizer.weight_decay=0.5")
+    lines = (trainer.folder.root / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["lr"] < 1e-6
+    assert trainer.optimizer.param_groups[0]["weight_decay"] == 0.5
+
+
+def test_stated_latent_frames_must_be_what_the_data_make(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"state_t=9, but dataloader_train.dataset.num_frames=5 makes 2 latent"):
+        run(tmp_path, "trainer.max_iter=1", "model.config.pipe_config.state_t=9")
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    first = state_of(run(tmp_path, "trainer.max_iter=2"))
+    again = run(tmp_path, "trainer.max_iter=1")
+    assert again.progress.iteration == 2 and state_of(again).keys() == first.keys()
