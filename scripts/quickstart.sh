@@ -21,7 +21,7 @@ iterations="${ITERATIONS:-400}"
 frames=17 height=96 width=128
 
 echo "== 1. clips and captions -> $dataset"
-python scripts/import_videos.py "$source_folder" --dataset_path "$dataset"
+python scripts/import_videos.py "$source_folder" --dataset_path "$dataset" --short_side 128
 
 echo "== 2. text embeddings (offline tiny encoder)"
 python scripts/get_t5_embeddings.py --dataset_path "$dataset" --text_encoder tiny --format safetensors

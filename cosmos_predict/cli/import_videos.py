@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cosmos_predict.cli.program import run_program
+from cosmos_predict.cli.program import positive_int, run_program
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,13 +19,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("source", help="folder with video files")
     parser.add_argument("--dataset_path", required=True, help="dataset folder to fill, for example datasets/mine")
     parser.add_argument("--caption", default="", help="caption of clips that have none")
+    parser.add_argument(
+        "--short_side", type=positive_int, help="copy larger clips at this size: decodes faster (default: link)"
+    )
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     from cosmos_predict.data.import_folder import import_videos
 
-    for name, caption in import_videos(args.source, args.dataset_path, args.caption):
+    for name, caption in import_videos(args.source, args.dataset_path, args.caption, args.short_side):
         print(f"{name}: {caption}")
     return 0
 

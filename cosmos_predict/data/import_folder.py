@@ -9,19 +9,23 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
-from cosmos_predict.data import video_reader
+from cosmos_predict.data import transforms, video_reader
 from cosmos_predict.errors import DataError
 from cosmos_predict.io.atomic import atomic_path, atomic_write_text
 
 
-def import_videos(source: str | Path, dataset_dir: str | Path, caption: str = "") -> list[tuple[str, str]]:
+def import_videos(
+    source: str | Path, dataset_dir: str | Path, caption: str = "", short_side: int | None = None
+) -> list[tuple[str, str]]:
     """Fill `dataset_dir/videos` and `dataset_dir/metas` from the videos of `source`; return (name, caption) of each.
 
     source: a folder of videos, or one with `videos/` (and `metas/`). A clip's caption is the text file of its name beside
     it or in `metas/`, else `caption`, else its file name in words. Existing captions of the dataset are kept. Raises
-    DataError for a folder without videos.
+    DataError for a folder without videos. short_side: larger clips are copied at that many pixels on their shorter side.
     """
     source, dataset_dir = Path(source), Path(dataset_dir)
     if not source.is_dir():
@@ -32,7 +36,8 @@ def import_videos(source: str | Path, dataset_dir: str | Path, caption: str = ""
         raise DataError(f"no video files in {videos} ({', '.join(video_reader.VIDEO_SUFFIXES)})")
     imported = []
     for path in found:
-        _link(path, dataset_dir / "videos" / path.name)
+        if not (short_side and _shrink(path, dataset_dir / "videos" / path.name, short_side)):
+            _link(path, dataset_dir / "videos" / path.name)
         meta = dataset_dir / "metas" / f"{path.stem}.txt"
         if not meta.exists():
             atomic_write_text(meta, _caption(path, source, caption) + "\n")
@@ -96,6 +101,27 @@ def _caption(video: Path, source: Path, default: str) -> str:
         if place.is_file() and place.read_text().strip():
             return place.read_text().strip()
     return default or f"A video of {re.sub(r'[^0-9A-Za-z]+', ' ', video.stem).strip()}."
+
+
+def _shrink(source: Path, target: Path, short_side: int) -> bool:
+    """Write a smaller copy, whose shorter side is `short_side` pixels; False where the clip is no larger or unreadable."""
+    if target.exists():
+        return True
+    try:
+        info = video_reader.probe(source)
+        scale = short_side / min(info.height, info.width)
+        if scale >= 1:
+            return False
+        size = [2 * round(side * scale / 2) for side in (info.height, info.width)]
+        parts = []
+        for start in range(0, info.frames, 32):
+            frames = video_reader.read_frames(source, range(start, min(start + 32, info.frames)))
+            small = transforms.resize_truncated(torch.from_numpy(frames).permute(0, 3, 1, 2), size)
+            parts.append(small.permute(0, 2, 3, 1).numpy())
+    except DataError:
+        return False  # linked as it is: the dataset names it and the reason
+    video_reader.write_video(target, np.concatenate(parts), info.fps)
+    return True
 
 
 def _link(source: Path, target: Path) -> None:

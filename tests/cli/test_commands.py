@@ -101,6 +101,17 @@ def test_import_videos_and_contact_sheet(tmp_path: Path) -> None:
     assert run("scripts/import_videos.py", "assets/robot_arm", "--dataset_path", str(dataset)).returncode == 0
     videos = sorted((dataset / "videos").iterdir())
     assert len(videos) == 8 and (dataset / "metas" / f"{videos[0].stem}.txt").read_text().strip()
+    small = tmp_path / "small"
+    assert (
+        run(
+            "scripts/import_videos.py", "assets/robot_arm", "--dataset_path", str(small), "--short_side", "64"
+        ).returncode
+        == 0
+    )
+    from cosmos_predict.data.video_reader import probe
+
+    before, after = probe(videos[0]), probe(small / "videos" / videos[0].name)
+    assert (after.height, after.width, after.frames) == (64, 96, before.frames)
     sheet = tmp_path / "sheet.png"
     result = run("scripts/contact_sheet.py", f"a={videos[0]}", f"b={videos[1]}", "--save_path", str(sheet))
     assert result.returncode == 0, result.stderr
