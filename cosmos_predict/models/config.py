@@ -42,8 +42,8 @@ class TokenizerConfig:
 
     name: str = "wan2.1"
     path: str = ""
-    dtype: str | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    dtype: str | None = None
 
 
 @configurable

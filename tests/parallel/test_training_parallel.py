@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,11 @@ def assert_same_run(folder: RunFolder, other: RunFolder, steps: int = STEPS) -> 
             assert max(relative_distance([first[n]], [second[n]]) for n in names) <= 1e-3
 
 
+def assert_identical(folder: RunFolder, other: RunFolder) -> None:
+    a, b = state(folder), state(other)
+    assert a.keys() == b.keys() and not [name for name in a if not torch.equal(a[name], b[name])]
+
+
 def relative_distance(tensors: list[torch.Tensor], others: list[torch.Tensor]) -> float:
     pairs = [(a.double().flatten(), b.double().flatten()) for a, b in zip(tensors, others, strict=True)]
     return float(torch.cat([a - b for a, b in pairs]).norm() / torch.cat([b for _, b in pairs]).norm().clamp(min=1e-30))
@@ -158,11 +164,9 @@ def test_frames_that_do_not_divide_are_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_resume_at_the_same_size_is_bit_identical(tmp_path: Path) -> None:
     sharded = [f"{SHARD}=2", *FOUR, "checkpoint.save_iter=2"]
-    whole = state(train(tmp_path / "whole", 2, *sharded, steps=4))
+    whole = train(tmp_path / "whole", 2, *sharded, steps=4)
     train(tmp_path / "parts", 2, *sharded, steps=2)
-    parts = state(train(tmp_path / "parts", 2, *sharded, steps=4))
-    assert whole.keys() == parts.keys()
-    assert not [name for name in whole if not torch.equal(whole[name], parts[name])]
+    assert_identical(train(tmp_path / "parts", 2, *sharded, steps=4), whole)
 
 
 @pytest.mark.slow
@@ -200,21 +204,9 @@ def test_refused_sizes_name_what_fits(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_and_saves(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "train", "--", *BASE]
-    process = subprocess.Popen(
-        [*command, "trainer.max_iter=100000", f"{SHARD}=2"],
-        cwd=REPOSITORY,
-        env={**os.environ, "OUTPUT_ROOT": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = launch(tmp_path, "trainer.max_iter=100000", f"{SHARD}=2")
     try:
-        deadline = time.monotonic() + 120
-        while not (folder.root / "metrics.jsonl").exists():
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for((folder.root / "metrics.jsonl").exists, process)
         os.kill(rank_process(process.pid, 1), signal.SIGUSR1)
         output = process.communicate(timeout=60)[0]
     finally:
@@ -222,6 +214,27 @@ def test_a_signal_to_one_rank_stops_all_and_saves(tmp_path: Path) -> None:
     assert process.returncode == 0, output
     newest = folder.newest()
     assert newest is not None and f"SIGUSR1: saved iteration {newest}" in output
+
+
+def launch(root: Path, *overrides: str) -> subprocess.Popen[str]:
+    """Start the training command with torchrun on two ranks, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "train", "--", *BASE, *overrides],
+        cwd=REPOSITORY,
+        env={**os.environ, "OUTPUT_ROOT": str(root), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the run did not get there in time"
+        time.sleep(0.02)
 
 
 def rank_process(launcher: int, rank: int) -> int:
@@ -294,8 +307,38 @@ def test_low_memory_optimizers_resume_their_shards(tmp_path: Path, options: list
     whole = train(tmp_path / "whole", 2, *common, steps=4)
     train(tmp_path / "parts", 2, *common, steps=2)
     parts = train(tmp_path / "parts", 2, *common, steps=4)
-    a, b = state(whole), state(parts)
-    assert a.keys() == b.keys() and not [name for name in a if not torch.equal(a[name], b[name])]
+    assert_identical(parts, whole)
     train(tmp_path / "other", 2, *common, steps=2)
     other = train(tmp_path / "other", 1, *common, steps=4)
     assert losses(other) == pytest.approx(losses(whole), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_context_parallel_on_cached_latents(tmp_path: Path) -> None:
+    latents = tmp_path / "latents"
+    common = ["experiment=tiny_video2world", "debug=true", "text=tiny"]
+    dataset = "dataloader_train.dataset.dataset_dir=assets/robot_arm"
+    subprocess.run(
+        [sys.executable, "scripts/cache_latents.py", "--output_dir", latents, "--", *common, dataset],
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+    )
+    cached = ["data=latent_cache", f"dataloader_train.dataset.cache_dir={latents}", "model.with_tokenizer=false"]
+    one = train(tmp_path / "one", 1, *cached)
+    assert_same_run(train(tmp_path / "two", 2, *cached, f"{CONTEXT}=2", f"{SHARD}=2"), one)
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_two_ranks_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """Killed at once on both ranks, at moments that differ, saves among them; the lock it leaves blocks nobody."""
+    options = [f"{SHARD}=2", "checkpoint.save_iter=1"]
+    whole = train(tmp_path / "whole", 2, *options, steps=12)
+    folder = folder_of(tmp_path / "killed")
+    for saved in (1, 4, 8):
+        process = launch(tmp_path / "killed", *options, "trainer.max_iter=12")
+        wait_for(lambda n=saved: (folder.newest() or 0) >= n, process)
+        time.sleep(0.02 * saved)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert_identical(train(tmp_path / "killed", 2, *options, steps=12), whole)
