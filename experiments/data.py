@@ -1,4 +1,6 @@
-"""Datasets for any experiment: `data=video_folder`, `data=image_folder`, `data=latent_cache`, `data=synthetic`.
+"""Datasets for any experiment: `data=` video_folder, image_folder, images_and_videos, latent_cache, synthetic.
+
+`val=video_folder`: clips of another folder to validate on.
 
 The size of the samples stays the experiment's; so do its frames, but for images.
 """
@@ -21,7 +23,14 @@ def synthetic() -> LazyDict:
 
 def video_folder() -> LazyDict:
     return L("cosmos_predict.data.video_folder.VideoFolderDataset")(
-        **SIZES, dataset_dir="datasets/mine", fit="crop", fps=None, seed="${trainer.seed}", text_encoder=None
+        **SIZES,
+        dataset_dir="datasets/mine",
+        fit="crop",
+        fps=None,
+        seed="${trainer.seed}",
+        text_encoder=None,
+        aspect_buckets=False,
+        length_buckets=[],
     )
 
 
@@ -33,6 +42,17 @@ def image_folder() -> LazyDict:
         fit="crop",
         seed="${trainer.seed}",
         text_encoder=None,
+        aspect_buckets=False,
+    )
+
+
+def images_and_videos() -> LazyDict:
+    """Micro-batches of images and of videos in turn; sizes are set once, beside `parts`."""
+    videos, images, top = video_folder(), image_folder(), "dataloader_train.dataset"
+    videos.update({name: f"${{{top}.{name}}}" for name in SIZES})
+    images.update({"video_size": f"${{{top}.video_size}}", "dataset_dir": "datasets/my_images"})
+    return L("cosmos_predict.data.mixed.MixedDataset")(
+        **SIZES, parts={"videos": videos, "images": images}, ratio={"videos": 3, "images": 1}
     )
 
 
@@ -47,8 +67,24 @@ def latent_cache() -> LazyDict:
     )
 
 
-for make in (synthetic, video_folder, image_folder, latent_cache):
+for make in (synthetic, video_folder, image_folder, images_and_videos, latent_cache):
     register_choice("data", make.__name__, make)
+
+
+def held_out() -> LazyDict:
+    """A loader over a folder of its own; frames and size are those of the training clips."""
+    sizes = {
+        "num_frames": "${dataloader_train.dataset.num_frames}",
+        "video_size": "${dataloader_train.dataset.video_size}",
+    }
+    dataset = L("cosmos_predict.data.video_folder.VideoFolderDataset")(
+        **sizes, dataset_dir="datasets/mine_val", fit="crop", fps=None, seed="${trainer.seed}", text_encoder=None
+    )
+    return L("cosmos_predict.data.loader.build_dataloader")(dataset=dataset, batch_size=1, num_workers=2)
+
+
+register_group("val", "dataloader_val")
+register_choice("val", "video_folder", held_out)
 
 # Captions without an embedding file are encoded when the dataset is made: `text=tiny`, `text=t5`.
 register_group("text", "dataloader_train.dataset.text_encoder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cosmos_predict.config.lazy import LazyCall as L
+from cosmos_predict.config.lazy import LazyDict
 from cosmos_predict.config.registry import register_choice, register_group
 
 _COMMON = {"lr": 1e-4, "weight_decay": 0.1, "betas": [0.9, 0.99], "eps": 1e-8}
@@ -14,8 +15,13 @@ register_choice(
     "adamw8bit",
     lambda: L("cosmos_predict.training.low_memory.adamw8bit")(**_COMMON, seed="${trainer.seed}"),
 )
-register_choice(
-    "optimizer",
-    "adamw_bf16",
-    lambda: L("cosmos_predict.training.low_memory.adamw_bf16")(**_COMMON, moments="8bit", seed="${trainer.seed}"),
-)
+
+
+def adamw_bf16() -> LazyDict:
+    """With the weights that it is made for."""
+    choice = L("cosmos_predict.training.low_memory.adamw_bf16")(**_COMMON, moments="8bit", seed="${trainer.seed}")
+    choice["_with_"] = {"model": {"dtype": "bfloat16"}}
+    return choice
+
+
+register_choice("optimizer", "adamw_bf16", adamw_bf16)

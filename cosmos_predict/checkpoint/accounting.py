@@ -1,4 +1,4 @@
-"""Strict accounting: every tensor of a file has a place in the network and every place is filled, or the load is refused."""
+"""The likely cause, in words, when the tensors of a file are not those of a network."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from cosmos_predict.checkpoint.dialects import detect_dialect
 from cosmos_predict.errors import CheckpointError
+from cosmos_predict.io.accounting import Accounting, Shape, compare
 
-Shape = tuple[int, ...]
 PATCH_WEIGHT = "x_embedder.proj.1.weight"
 # Modules that no control adds.
 _CORE = re.compile(
@@ -24,44 +24,10 @@ _NOT_A_DIT = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Accounting:
-    """How the tensors of a file differ from what a network expects; names are native unless the file's is unknown.
-
-    wrong_shape: (name, shape in the file, shape in the network). cause: the likely reason in words, or "".
-    """
-
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    wrong_shape: tuple[tuple[str, Shape, Shape], ...]
-    cause: str = ""
-
-    def __bool__(self) -> bool:
-        """Whether anything differs."""
-        return bool(self.missing or self.unexpected or self.wrong_shape)
-
-    def __str__(self) -> str:
-        lines = []
-        for title, names in (("missing from the file", self.missing), ("not in the network", self.unexpected)):
-            if names:
-                lines += [f"{title}: {len(names)}", *_rows(grouped(names))]
-        if self.wrong_shape:
-            rows = [f"{name}  file {found}, network {expected}" for name, found, expected in self.wrong_shape]
-            lines += [f"wrong shape: {len(rows)}", *_rows(rows)]
-        if self.cause:
-            lines.append(f"likely cause: {self.cause}")
-        return "\n".join(lines)
-
-
 def account(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> Accounting:
     """Compare the shapes of a file (native names, prefixes and ignored entries taken off) to those of a network."""
-    missing = tuple(name for name in expected if name not in found)
-    unexpected = tuple(name for name in found if name not in expected)
-    wrong = tuple(
-        (n, tuple(found[n]), tuple(s)) for n, s in expected.items() if n in found and tuple(found[n]) != tuple(s)
-    )
-    cause = _cause(found, expected, missing, unexpected, wrong) if missing or unexpected or wrong else ""
-    return Accounting(missing, unexpected, wrong, cause)
+    plain = compare(found, expected)
+    return dataclasses.replace(plain, cause=_cause(found, expected, plain)) if plain else plain
 
 
 def require_match(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: object) -> None:
@@ -75,46 +41,12 @@ def not_a_dit(keys: Iterable[str]) -> str:
     keys = list(keys)
     if keys and all(".lora_A." in key or ".lora_B." in key for key in keys):
         return "LoRA adapters alone (give the base as the network and these as its adapters, --lora_path)"
-    for pattern, what in _NOT_A_DIT.items():
-        if any(re.search(pattern, key) for key in keys):
-            return what
-    return ""
+    return next((what for pattern, what in _NOT_A_DIT.items() if any(re.search(pattern, key) for key in keys)), "")
 
 
-def grouped(names: Iterable[str]) -> list[str]:
-    """Return names with equal ones of different blocks folded, `blocks.{0-27}.mlp.layer1.weight`, those outside blocks first."""
-    groups: dict[str, list[int]] = {}
-    for name in sorted(names, key=lambda name: "blocks." in name):
-        numbers = re.findall(r"(?<=blocks\.)\d+|(?<=blocks\.block)\d+", name)[:1]
-        pattern = re.sub(r"(?<=blocks\.)\d+|(?<=blocks\.block)\d+", "{}", name, count=1)
-        groups.setdefault(pattern, []).extend(int(number) for number in numbers)
-    return [pattern.replace("{}", _ranges(numbers)) if numbers else pattern for pattern, numbers in groups.items()]
-
-
-def _ranges(numbers: list[int]) -> str:
-    parts: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    text = ",".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)
-    return text if text.isdigit() else "{" + text + "}"
-
-
-def _rows(rows: list[str], most: int = 16) -> list[str]:
-    more = [f"  ... and {len(rows) - most} more"] if len(rows) > most else []
-    return [f"  {row}" for row in rows[:most]] + more
-
-
-def _cause(
-    found: Mapping[str, Shape],
-    expected: Mapping[str, Shape],
-    missing: tuple[str, ...],
-    unexpected: tuple[str, ...],
-    wrong: tuple[tuple[str, Shape, Shape], ...],
-) -> str:
+def _cause(found: Mapping[str, Shape], expected: Mapping[str, Shape], accounting: Accounting) -> str:
     """Return the likeliest reason, the most telling sign first."""
+    missing, unexpected, wrong = accounting.missing, accounting.unexpected, accounting.wrong_shape
     if what := not_a_dit(found):
         return f"this is {what}"
     if any(".base_layer." in name or ".lora_A." in name for name in unexpected):

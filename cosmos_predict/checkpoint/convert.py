@@ -15,18 +15,12 @@ from torch import Tensor
 from cosmos_predict.checkpoint.accounting import require_match
 from cosmos_predict.checkpoint.dialects import translated_names
 from cosmos_predict.checkpoint.load import select_weights
-from cosmos_predict.checkpoint.lora_forms import (
-    Adapter,
-    infile_entries,
-    is_adapter_key,
-    merged,
-    read_adapter,
-    write_adapter,
-)
+from cosmos_predict.checkpoint.lora_forms import Adapter, is_adapter_key, matrices, merged, read_adapter, write_adapter
 from cosmos_predict.checkpoint.metadata import METADATA_KEY, config_to_json, diffusers_config, stated_config
-from cosmos_predict.checkpoint.recognise import recognise
-from cosmos_predict.checkpoint.stream import Entry, write_tensors
+from cosmos_predict.checkpoint.recognise import plain_name, recognise
+from cosmos_predict.checkpoint.stream import Entry, file_entry, write_tensors
 from cosmos_predict.errors import CheckpointError, ConfigError
+from cosmos_predict.io.accounting import shapes_of
 from cosmos_predict.io.atomic import atomic_write_text
 from cosmos_predict.io.tensors import TensorFile
 from cosmos_predict.networks.config import DiTConfig
@@ -67,13 +61,12 @@ def convert(
     target dialect, or weights that are absent; ConfigError for options that contradict each other.
     """
     with TensorFile(source) as file:
-        has_adapters = any(is_adapter_key(key) for key in file.keys())  # noqa: SIM118
-        if has_adapters and (all(is_adapter_key(key) for key in file.keys()) or how.lora_form in ("peft", "diffusers")):  # noqa: SIM118
+        has_adapters, alone = any(map(is_adapter_key, file)), how.lora_form in ("peft", "diffusers")
+        if has_adapters and (alone or all(map(is_adapter_key, file))):
             return _convert_adapter(file, target, how)
-        if how.lora_form in ("peft", "diffusers"):
-            raise ConfigError(
-                f"lora_form={how.lora_form!r} writes adapters alone, and {source} has none: give the adapters as input"
-            )
+        if alone:
+            what = f"lora_form={how.lora_form!r} writes adapters alone, and {source} has none"
+            raise ConfigError(f"{what}: give the adapters as input")
         adapters = [read_adapter(path) for path in how.lora]
         if has_adapters:
             adapters.insert(0, read_adapter(file, ema=how.weights == "ema"))
@@ -84,9 +77,7 @@ def _convert_adapter(file: TensorFile, target: str | os.PathLike[str], how: Conv
     if how.merge or how.lora:
         raise ConfigError(f"{file.path}: to merge adapters give the base as input and the adapters as --lora")
     if how.lora_form is None:
-        raise ConfigError(
-            f"{file.path}: holds LoRA adapters alone; say which form to write: lora_form peft or diffusers"
-        )
+        raise ConfigError(f"{file.path}: holds LoRA adapters alone; say which form to write: lora_form peft, diffusers")
     return write_adapter(read_adapter(file, ema=how.weights == "ema"), target, how.lora_form, how.dtype)
 
 
@@ -102,19 +93,17 @@ def _convert_network(
         raise ConfigError(f"{file.path}: nothing to merge or rewrite: the file has no LoRA adapters and none are given")
     selection = select_weights(file.keys(), ema=how.weights == "ema", dialect=how.source, where=file.path)
     # Names without adapters: `x.base_layer.weight` stands for `x.weight`.
-    native = {
-        name.replace(".base_layer.", "."): key for name, key in selection.network.items() if not is_adapter_key(name)
-    }
+    native = {plain_name(name): key for name, key in selection.network.items() if not is_adapter_key(name)}
     recognised = recognise({key: file.shape(key) for key in selection.network.values()}, file.path)
     # Nothing assumed: such a configuration is neither checked against nor written down.
     config = how.config or stated_config(recognised, file) or (recognised.config if recognised.name else None)
     if config is not None:
         net = build_dit(config, device="meta")
         found = {name: file.shape(key) for name, key in native.items()}
-        require_match(found, {name: tuple(p.shape) for name, p in net.state_dict().items()}, file.path)
+        require_match(found, shapes_of(net.state_dict()), file.path)
     for adapter in adapters:
-        if foreign := [module for module in adapter.keys if f"{module}.weight" not in native]:
-            raise CheckpointError(f"{adapter.file.path}: adapts {foreign[0]!r}, which {file.path} does not have")
+        if foreign := [module for module in adapter.layers if f"{module}.weight" not in native]:
+            raise CheckpointError(f"{adapter.where}: adapts {foreign[0]!r}, which {file.path} does not have")
 
     sidecar = None
     if how.to == "diffusers":
@@ -141,11 +130,12 @@ _ONLY_PREDICT1 = ("repeat_frame_embedding", "traj_embeddings", "augment_sigma_em
 
 def _network_entries(file: TensorFile, native: dict[str, str], how: Conversion, adapters: list[Adapter]) -> list[Entry]:
     """Return the network's tensors under native names, adapters merged into them or beside them."""
-    adapted = {module for adapter in adapters for module in adapter.keys}
+    adapted = {module for adapter in adapters for module in adapter.layers}
     entries = []
     for name, key in native.items():
         module, _, leaf = name.rpartition(".")
-        dtype = _dtype(file.dtype(key), how.dtype)
+        dtype = file.dtype(key)
+        dtype = how.dtype or dtype if dtype.is_floating_point else dtype
 
         def load(key: str = key, module: str = module, leaf: str = leaf, dtype: torch.dtype = dtype) -> Tensor:
             tensor = file.get(key)
@@ -159,7 +149,8 @@ def _network_entries(file: TensorFile, native: dict[str, str], how: Conversion, 
     if not how.merge:
         if len(adapters) > 1:
             raise ConfigError("the in-file form holds one adapter; merge, or give one --lora")
-        entries += [entry for adapter in adapters for entry in infile_entries(adapter, how.dtype)]
+        for adapter in adapters:
+            entries += matrices(adapter, {module: module for module in adapter.layers}, how.dtype, suffix=".default")
     return entries
 
 
@@ -168,26 +159,13 @@ def _logvar_entries(file: TensorFile, logvar: dict[str, str], how: Conversion) -
     if logvar and how.to == "diffusers":
         logger.info("left out: {} (the training loss's log-variance head, no part of the network)", list(logvar))
         return []
-    return [
-        Entry(name, file.shape(key), file.dtype(key), lambda key=key: file.get(key)) for name, key in logvar.items()
-    ]
+    return [dataclasses.replace(file_entry(file, key), name=name) for name, key in logvar.items()]
 
 
 def _write(target: Path, entries: list[Entry], how: Conversion, metadata: dict[str, str], progress: bool) -> list[Path]:
-    if not progress:
-        return write_tensors(target, entries, max_shard_bytes=how.max_shard_bytes, metadata=metadata)
-    from tqdm import tqdm  # lazy: only command lines draw
+    from tqdm import tqdm
 
     total = sum(entry.nbytes for entry in entries)
-    with tqdm(total=total, unit="B", unit_scale=True, desc=target.name) as bar:
-        return write_tensors(
-            target,
-            entries,
-            max_shard_bytes=how.max_shard_bytes,
-            metadata=metadata,
-            on_tensor=lambda e: bar.update(e.nbytes),
-        )
-
-
-def _dtype(found: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
-    return wanted if wanted is not None and found.is_floating_point else found
+    with tqdm(total=total, unit="B", unit_scale=True, desc=target.name, disable=not progress) as bar:
+        most, update = how.max_shard_bytes, lambda entry: bar.update(entry.nbytes)
+        return write_tensors(target, entries, max_shard_bytes=most, metadata=metadata, on_tensor=update)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
 from cosmos_predict.errors import CheckpointError, ConfigError
+from cosmos_predict.io.accounting import rows
 
 DIALECTS = ("predict2", "predict1", "diffusers")
 T = TypeVar("T")
@@ -148,9 +149,7 @@ def translated_names(keys: Iterable[str], source: str, target: str) -> dict[str,
     if foreign := [key for key, name in native.items() if name is None]:
         found = detect_dialect(keys)
         hint = f"; the keys look like dialect {found!r}" if found not in (None, source) else ""
-        raise CheckpointError(
-            f"{_count(foreign)} named otherwise than in dialect {source!r}{hint}:\n{_listing(foreign)}"
-        )
+        raise CheckpointError(f"{_count(foreign)} not named as in dialect {source!r}{hint}:\n{_listing(foreign)}")
     names = {key: from_native(name, target) for key, name in native.items() if name is not None}
     if nameless := [native[key] or key for key, name in names.items() if name is None]:
         raise CheckpointError(
@@ -178,9 +177,8 @@ def _check(dialect: str) -> None:
 
 
 def _count(names: list[str]) -> str:
-    return "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
+    return f"{len(names)} tensor{'s' * (len(names) != 1)}"
 
 
-def _listing(names: list[str], most: int = 12) -> str:
-    more = [f"  ... and {len(names) - most} more"] if len(names) > most else []
-    return "\n".join([f"  {name}" for name in names[:most]] + more)
+def _listing(names: list[str]) -> str:
+    return "\n".join(rows(names, 12))

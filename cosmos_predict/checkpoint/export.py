@@ -1,56 +1,63 @@
-"""Published checkpoint files of a run: `net.*` in bfloat16 and `net_ema.*` in float32, written tensor by tensor."""
+"""Published checkpoint files of a run, written tensor by tensor: `net.*` in bfloat16 and `net_ema.*` in float32, or adapters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from cosmos_predict.checkpoint.dialects import translated_names
+from cosmos_predict.checkpoint.lora_forms import network_adapter, write_adapter
 from cosmos_predict.checkpoint.run_folder import RunFolder
 from cosmos_predict.checkpoint.stream import Entry, write_tensors
 from cosmos_predict.io.atomic import atomic_write_text
-from cosmos_predict.parallel.mesh import Mesh
-from cosmos_predict.parallel.shards import whole
 
 
 def export_checkpoint(
     folder: RunFolder,
     iteration: int,
-    weights: Mapping[str, Tensor],
-    ema: Mapping[str, Tensor] | None,
-    mesh: Mesh | None = None,
+    weights: Mapping[str, Entry],
+    ema: Mapping[str, Entry] | None,
 ) -> None:
-    """Write the published files of `iteration` in the folder's layout. Every rank of `mesh` must call this.
+    """Write the published files of `iteration` in the folder's layout.
 
-    weights, ema: the model's tensors by full name, `net.*` native and perhaps `logvar.*`; sharded ones are gathered one
-    at a time, and the main rank writes. Layout `predict2`: one file with `net.*` and `net_ema.*`, and
-    `latest_checkpoint.txt` last. Layout `predict1`: `..._reg_model.pt` and `..._ema_model.pt`, both in Predict1's names
-    under `net.`.
+    weights, ema: the model's tensors by full name, `net.*` native and perhaps `logvar.*`; each is read when its turn comes.
+    Layout `predict2`: one file with `net.*` and `net_ema.*`, and `latest_checkpoint.txt` last. Layout `predict1`:
+    `..._reg_model.pt` and `..._ema_model.pt`, both in Predict1's names under `net.`.
     """
-    mesh = mesh or Mesh()
     paths = folder.exports(iteration)
     if folder.layout == "predict1":
-        _write(paths["reg"], _entries(weights, "predict1", "net.", torch.bfloat16), mesh)
+        write_tensors(paths["reg"], _entries(weights, "predict1", "net.", torch.bfloat16))
         if ema is not None:
-            _write(paths["ema"], _entries(ema, "predict1", "net.", torch.float32), mesh)
+            write_tensors(paths["ema"], _entries(ema, "predict1", "net.", torch.float32))
     else:
         entries = _entries(weights, "predict2", "net.", torch.bfloat16)
         if ema is not None:
             entries += _entries(ema, "predict2", "net_ema.", torch.float32)
-        _write(paths["both"], entries, mesh)
-    if mesh.is_main:
-        atomic_write_text(folder.checkpoints / "latest_checkpoint.txt", f"iter_{iteration:09d}.pt\n")
+        write_tensors(paths["both"], entries)
+    atomic_write_text(folder.checkpoints / "latest_checkpoint.txt", f"iter_{iteration:09d}.pt\n")
 
 
-def _write(path: Path, entries: list[Entry], mesh: Mesh) -> None:
-    if mesh.is_main:
-        write_tensors(path, entries)
-    else:  # a .pt is written in the order of its entries: gather along
-        for entry in entries:
-            entry.load()
+def export_adapters(
+    folder: RunFolder,
+    iteration: int,
+    net: nn.Module,
+    weights: Mapping[str, Entry],
+    ema: Mapping[str, Entry] | None,
+    identity: Mapping[str, Any],
+) -> None:
+    """Write the adapters of `iteration` in PEFT's format, in the dtype they have.
+
+    net: the adapted network; weights, ema: trained tensors by full name (`net.*`); identity: names `base` and `base_hash`.
+    """
+    for part, tensors in (("reg", weights), ("ema", ema)):
+        if tensors is not None:
+            tensors = {name.removeprefix("net."): tensor for name, tensor in tensors.items()}
+            adapter = network_adapter(net, tensors=tensors, base=identity["base"], base_hash=identity["base_hash"])
+            write_adapter(adapter, folder.adapters(iteration)[part])
+    atomic_write_text(folder.checkpoints / "latest_checkpoint.txt", f"iter_{iteration:09d}_lora\n")
 
 
 def check_exportable(layout: str, names: Iterable[str]) -> None:
@@ -58,7 +65,7 @@ def check_exportable(layout: str, names: Iterable[str]) -> None:
     translated_names([name.removeprefix("net.") for name in names if name.startswith("net.")], "predict2", layout)
 
 
-def _entries(tensors: Mapping[str, Tensor], dialect: str, prefix: str, dtype: torch.dtype) -> list[Entry]:
+def _entries(tensors: Mapping[str, Entry], dialect: str, prefix: str, dtype: torch.dtype) -> list[Entry]:
     native = [name.removeprefix("net.") for name in tensors if name.startswith("net.")]
     names = translated_names(native, "predict2", dialect)
     entries = []
@@ -69,5 +76,5 @@ def _entries(tensors: Mapping[str, Tensor], dialect: str, prefix: str, dtype: to
             key, kind = name, tensor.dtype
         else:
             continue
-        entries.append(Entry(key, tuple(tensor.shape), kind, lambda t=tensor, d=kind: whole(t, d)))
+        entries.append(Entry(key, tensor.shape, kind, lambda t=tensor, d=kind: t.load().to(d)))
     return entries

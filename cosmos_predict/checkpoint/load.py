@@ -17,6 +17,7 @@ from cosmos_predict.checkpoint.dialects import detect_dialect, is_ignored, to_na
 from cosmos_predict.checkpoint.metadata import network_config
 from cosmos_predict.checkpoint.recognise import Recognised, recognise
 from cosmos_predict.errors import CheckpointError
+from cosmos_predict.io.accounting import shapes_of
 from cosmos_predict.io.tensors import TensorFile
 from cosmos_predict.networks.config import DiTConfig
 from cosmos_predict.networks.dit import DiT, build_dit
@@ -53,11 +54,10 @@ def select_weights(
     if ema and parts == {"reg"} and re.search(r"(^|[_\-.])ema([_\-.]|$)", Path(str(where)).name):
         part = "reg"
     if part not in parts and parts:
+        wanted, found, advice = "regular", "EMA weights (net_ema.*)", "ask for EMA (ema=True, --load_ema)"
         if ema:
-            advice = "the file has only regular weights (net.*): load without EMA, or give the file of the EMA weights"
-        else:
-            advice = "the file has only EMA weights (net_ema.*): ask for EMA (ema=True, --load_ema)"
-        raise CheckpointError(f"{where}: {'EMA' if ema else 'regular'} weights asked for, but {advice}")
+            wanted, found, advice = "EMA", "regular weights (net.*)", "load without EMA, or give the file of the EMA"
+        raise CheckpointError(f"{where}: {wanted} weights asked for, but the file has only {found}: {advice}")
     chosen = {name: key for key, its_part, name in names if its_part == part}
     dialect = dialect or detect_dialect(chosen) or "predict2"
     return Selection({to_native(name, dialect) or name: key for name, key in chosen.items()}, logvar, dialect)
@@ -91,8 +91,7 @@ def load_network(
             config = network_config(recognised, file)
             _log(recognised, config, path)
         if dtype is None:
-            key = selection.network.get(PATCH_WEIGHT)
-            dtype = file.dtype(key) if key is not None else torch.bfloat16
+            dtype = file.dtype(selection.network[PATCH_WEIGHT]) if PATCH_WEIGHT in shapes else torch.bfloat16
         net = build_dit(config, device="meta", dtype=dtype)
         if any(".lora_A." in name for name in shapes):
             _inject_lora(net, shapes)
@@ -108,33 +107,37 @@ def load_state(
     dialect: str | None = None,
     device: torch.device | str | None = None,
     where: object = None,
+    strict: bool = True,
 ) -> None:
     """Fill `net` with the weights of an open file or state dict, strictly, one tensor at a time.
 
     Parameters on the meta device are replaced by tensors of their dtype on `device` (default CPU); others are copied into,
     sharded ones by reading this rank's part alone.
-    Nothing is changed unless every name and shape fits. Raises CheckpointError with a table of what does not.
+    Nothing is changed unless every name and shape fits. Raises CheckpointError with a table of what does not. Not `strict`,
+    tensors that do not fit are logged and left as they are, but one must fit.
     """
     where = where or getattr(source, "path", "the given state")
     selection = select_weights(source.keys(), ema=ema, dialect=dialect, where=where)
     found = {name: _shape(source, key) for name, key in selection.network.items()}
     parameters = dict(net.state_dict(keep_vars=True))
-    require_match(found, {name: tuple(p.shape) for name, p in parameters.items()}, where)
+    expected = shapes_of(parameters)
+    unfit = {name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)}
+    if strict or not found.keys() - unfit:
+        require_match(found, expected, where)
+    elif unfit:
+        logger.warning("{}: {} tensors do not fit and are left: {}", where, len(unfit), sorted(unfit)[:8])
     if device is not None and torch.device(device).type == "meta":
         return
     for name, key in selection.network.items():
-        _fill(net, name, parameters[name], _get(source, key, part_of(parameters[name])), device)
+        if name not in unfit:
+            _fill(net, name, parameters[name], _get(source, key, part_of(parameters[name])), device)
 
 
 def load_log_variance(head: nn.Module, source: Source) -> None:
     """Fill a log-variance head (Predict1's `logvar.*`, outside `net.`); raises CheckpointError when the file has none."""
-    selection = select_weights(source.keys())
-    prefix = "logvar."
-    state = {name.removeprefix(prefix): _get(source, key) for name, key in selection.logvar.items()}
-    expected = {name: tuple(value.shape) for name, value in head.state_dict().items()}
-    require_match(
-        {n: tuple(v.shape) for n, v in state.items()}, expected, f"{getattr(source, 'path', 'the state')} (logvar)"
-    )
+    selection, where = select_weights(source.keys()), getattr(source, "path", "the state")
+    state = {name.removeprefix("logvar."): _get(source, key) for name, key in selection.logvar.items()}
+    require_match(shapes_of(state), shapes_of(head.state_dict()), f"{where} (logvar)")
     with torch.no_grad():
         for name, tensor in head.state_dict().items():
             part = part_of(tensor)
@@ -154,19 +157,15 @@ def grow_from_base(
     selection = select_weights(source.keys(), ema=ema, where=where)
     found = {name: _shape(source, key) for name, key in selection.network.items()}
     parameters = dict(net.state_dict(keep_vars=True))
-    new = [name for name in parameters if name not in found and name in _control_names(net.config)]
-    fields = recognise(found).fields
-    old_only = [
-        name
-        for name in found
-        if name not in parameters and name in _control_names(net.config.replace(controls=fields["controls"]))
-    ]
+    fields, controls = recognise(found).fields, _control_names(net.config)
+    new = [name for name in parameters if name not in found and name in controls]
+    base_controls = _control_names(net.config.replace(controls=fields["controls"]))
+    old_only = [name for name in found if name not in parameters and name in base_controls]
     if old_only:
-        logger.warning(
-            "{}: dropped, the network has no such control: {}", where, sorted({n.rpartition(".")[0] for n in old_only})
-        )
+        modules = sorted({name.rpartition(".")[0] for name in old_only})
+        logger.warning("{}: dropped, the network has no such control: {}", where, modules)
     channels = base_channels or fields["input_channels"]
-    expected = {name: tuple(p.shape) for name, p in parameters.items() if name not in new}
+    expected = {name: shape for name, shape in shapes_of(parameters).items() if name not in new}
     columns = sum(size for _, size in channels) * net.config.patch_volume
     expected[PATCH_WEIGHT] = (net.config.model_channels, columns)
     require_match({name: shape for name, shape in found.items() if name not in old_only}, expected, where)
@@ -183,16 +182,14 @@ def grow_from_base(
 
 def _control_names(config: DiTConfig) -> set[str]:
     """Return the names of all parameters that a network of `config` has through its controls."""
-    with torch.device("meta"):
-        net = build_dit(config, device="meta")
-        plain = build_dit(config.replace(controls=()), device="meta")
-    return set(net.state_dict()) - set(plain.state_dict())
+    with_controls, plain = (build_dit(c, device="meta") for c in (config, config.replace(controls=())))
+    return set(with_controls.state_dict()) - set(plain.state_dict())
 
 
 def _log(recognised: Recognised, config: DiTConfig, path: object) -> None:
     what = recognised.name or f"a {recognised.family} {recognised.size} {recognised.task} network"
-    from_file = config != recognised.config
-    note = "configuration from the file" if from_file else "; ".join(f"assumed: {text}" for text in recognised.assumed)
+    note = "; ".join(f"assumed: {text}" for text in recognised.assumed)
+    note = note if config == recognised.config else "configuration from the file"
     logger.info("{}: {}, dialect {}{}", path, what, recognised.dialect, f"; {note}" if note else "")
 
 
@@ -204,9 +201,7 @@ def _inject_lora(net: DiT, shapes: Mapping[str, tuple[int, ...]]) -> None:
             ranks.setdefault((match[2], shape[0]), []).append(match[1])
     for (adapter, rank), modules in ranks.items():
         inject_lora(net, rank=rank, targets=modules, adapter=adapter)
-        logger.info(
-            "LoRA adapter {!r}: rank {} on {} layers, scale 1 (alpha = rank, as published)", adapter, rank, len(modules)
-        )
+        logger.info("LoRA adapter {!r}: rank {} on {} layers, alpha = rank, as published", adapter, rank, len(modules))
 
 
 @torch.no_grad()

@@ -41,9 +41,7 @@ def config_from_json(text: str, where: object = "the metadata") -> DiTConfig:
         fields["controls"] = [_control(dict(control), where) for control in fields["controls"]]
         return DiTConfig(**fields)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise CorruptFileError(
-            f"{where}: no network configuration of this version under {METADATA_KEY!r} ({error})"
-        ) from None
+        raise CorruptFileError(f"{where}: no network configuration of this version ({error})") from None
 
 
 def diffusers_config(config: DiTConfig) -> dict[str, Any]:
@@ -60,9 +58,7 @@ def diffusers_config(config: DiTConfig) -> dict[str, Any]:
     if config.timestep_scale != 1.0:
         lacking.append(f"timestep_scale={config.timestep_scale}")
     if lacking:
-        raise CheckpointError(
-            f"diffusers' {DIFFUSERS_CLASS} has no {' and no '.join(lacking)}; save in dialect 'predict2'"
-        )
+        raise CheckpointError(f"{DIFFUSERS_CLASS} has no {' and no '.join(lacking)}; save in dialect 'predict2'")
     padding = "padding" in names
     return {
         "_class_name": DIFFUSERS_CLASS,
@@ -76,12 +72,8 @@ def diffusers_config(config: DiTConfig) -> dict[str, Any]:
         "text_embed_dim": config.crossattn_emb_channels,
         "adaln_lora_dim": config.adaln_lora_dim,
         "max_size": [config.max_frames, config.max_img_h, config.max_img_w],
-        "patch_size": [config.patch_temporal, config.patch_spatial, config.patch_spatial],
-        "rope_scale": [
-            config.rope_t_extrapolation_ratio,
-            config.rope_h_extrapolation_ratio,
-            config.rope_w_extrapolation_ratio,
-        ],
+        "patch_size": list(config.patch),
+        "rope_scale": [getattr(config, f"rope_{axis}_extrapolation_ratio") for axis in "thw"],
         "concat_padding_mask": padding,
         "extra_pos_embed_type": "learnable" if config.extra_pos_emb == "learnable" else None,
         "use_crossattn_projection": config.projects_text,
@@ -113,37 +105,23 @@ def stated_config(recognised: Recognised, file: TensorFile) -> DiTConfig | None:
 def _from_diffusers(recognised: Recognised, sidecar: Path) -> DiTConfig:
     try:
         said = json.loads(sidecar.read_text())
-        time, rows, columns = (float(ratio) for ratio in said["rope_scale"])
+        ratios = {f"rope_{axis}_extrapolation_ratio": float(said["rope_scale"][i]) for i, axis in enumerate("thw")}
         frames, height, width = (int(size) for size in said["max_size"])
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (json.JSONDecodeError, LookupError, TypeError, ValueError) as error:
         raise CorruptFileError(f"{sidecar}: no configuration of a {DIFFUSERS_CLASS} ({error})") from None
     predict1 = recognised.family == "predict1"
-    base = recognised.config or DiTConfig(
-        **recognised.fields,
-        rope_enable_fps_modulation=predict1,
-        initialization="xavier" if predict1 else "trunc_normal",
-    )
-    return base.replace(
-        rope_t_extrapolation_ratio=time,
-        rope_h_extrapolation_ratio=rows,
-        rope_w_extrapolation_ratio=columns,
-        max_frames=frames,
-        max_img_h=height,
-        max_img_w=width,
-    )
+    initialization = "xavier" if predict1 else "trunc_normal"
+    unseen: dict[str, Any] = {"rope_enable_fps_modulation": predict1, "initialization": initialization}
+    base = recognised.config or DiTConfig(**recognised.fields, **unseen)
+    return base.replace(**ratios, max_frames=frames, max_img_h=height, max_img_w=width)
 
 
 def _control(fields: dict[str, Any], where: object) -> Any:
     target = str(fields.pop("_target_"))
     module, _, name = target.rpartition(".")
-    found = (
-        getattr(importlib.import_module(module), name)
-        if target.startswith(_CONDITIONS) and name.isidentifier()
-        else None
-    )
+    ours = target.startswith(_CONDITIONS) and name.isidentifier()
+    found = getattr(importlib.import_module(module), name) if ours else None
     if found is None or not is_configurable(found) or getattr(found, "__module__", "") != module:
-        raise UnsafeFileError(
-            f"{where}: refused, its configuration names {target!r}, which is no control of this package"
-        )
+        raise UnsafeFileError(f"{where}: refused, its configuration names {target!r}, no control of this package")
     # JSON has no tuples.
     return found(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})

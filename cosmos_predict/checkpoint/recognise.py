@@ -10,29 +10,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from cosmos_predict.checkpoint.accounting import PATCH_WEIGHT, Shape, not_a_dit
+from cosmos_predict.checkpoint.accounting import PATCH_WEIGHT, not_a_dit
 from cosmos_predict.checkpoint.dialects import detect_dialect as detect
 from cosmos_predict.checkpoint.dialects import is_ignored, to_native, unwrap_key
 from cosmos_predict.errors import CheckpointError
+from cosmos_predict.io.accounting import Shape, shapes_of
 from cosmos_predict.io.tensors import TensorFile
 from cosmos_predict.models.published import PUBLISHED
 from cosmos_predict.networks.config import DiTConfig
 from cosmos_predict.networks.dit import build_dit
 
 # Fields of DiTConfig that no shape shows.
-UNSEEN_FIELDS = (
-    "rope_h_extrapolation_ratio",
-    "rope_w_extrapolation_ratio",
-    "rope_t_extrapolation_ratio",
-    "rope_enable_fps_modulation",
-)
+UNSEEN_FIELDS = (*(f"rope_{axis}_extrapolation_ratio" for axis in "hwt"), "rope_enable_fps_modulation")
 _PATCH_VOLUME = 4  # 1 x 2 x 2 in every published network
-_SIZES = {1280: "0.6B", 2048: "2B", 4096: "7B"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +69,7 @@ def recognise(source: Mapping[str, Shape] | TensorFile | str | os.PathLike[str],
         with TensorFile(source) as file:
             return recognise(file)
     if isinstance(source, TensorFile):
-        return recognise({key: source.shape(key) for key in source.keys()}, where or source.path)  # noqa: SIM118
+        return recognise({key: source.shape(key) for key in source}, where or source.path)
     shapes, where = source, where or "the file"
     dialect = detect(shapes) or "predict2"
     native: dict[str, Shape] = {}
@@ -85,35 +81,19 @@ def recognise(source: Mapping[str, Shape] | TensorFile | str | os.PathLike[str],
         fields, assumed = _fields(native)
     except KeyError as error:
         what = not_a_dit(shapes) or f"it has no tensor {error}"
-        raise CheckpointError(
-            f"{where}: not a Cosmos diffusion network: {what}; its keys begin with {sorted(shapes)[:3]}"
-        ) from None
+        raise CheckpointError(f"{where}: not a Cosmos diffusion network: {what}; keys: {sorted(shapes)[:3]}") from None
     family = _family(fields, native, dialect)
-    found = (
-        fields["num_blocks"],
-        {n: s for n, s in native.items() if not n.startswith("blocks.") or n.startswith("blocks.0.")},
-    )
+    outer = {name: shape for name, shape in native.items() if not re.match(r"blocks\.(?!0\.)", name)}
     for name, published in PUBLISHED.items():
-        if _signature(name) == found:
-            return Recognised(
-                name, published.family, published.size, published.task, dialect, published.config(), fields
-            )
-    size = (
-        "14B"
-        if (fields["model_channels"], fields["num_blocks"]) == (5120, 36)
-        else _SIZES.get(fields["model_channels"], "")
-    )
-    relative = _relative(fields, family)
-    task = _task(fields)
+        if _signature(name) == (fields["num_blocks"], outer):
+            told = (published.family, published.size, published.task, dialect, published.config())
+            return Recognised(name, *told, fields)
+    relative, task = _relative(fields, family), _task(fields)
     if relative is None:
-        return Recognised(None, family, size or _billions(native), task, dialect, None, fields, assumed)
+        return Recognised(None, family, _billions(native), task, dialect, None, fields, assumed)
     base = PUBLISHED[relative].config()
-    extra = (
-        fields["extra_pos_emb"]
-        if fields["extra_pos_emb"] != "none" or base.extra_pos_emb == "learnable"
-        else base.extra_pos_emb
-    )
-    config = base.replace(**{**fields, "extra_pos_emb": extra})
+    fixed_table = fields["extra_pos_emb"] == "none" and base.extra_pos_emb == "sincos"  # which no tensor shows
+    config = base.replace(**{**fields, "extra_pos_emb": "sincos" if fixed_table else fields["extra_pos_emb"]})
     assumed = (*assumed, f"rotary options as in {relative}")
     return Recognised(None, family, PUBLISHED[relative].size, task, dialect, config, fields, assumed)
 
@@ -128,7 +108,7 @@ def _signature(name: str) -> tuple[int, dict[str, Shape]]:
     """Return the number of blocks of a published network, and the shapes of its outer tensors and of block 0."""
     config = PUBLISHED[name].config()
     net = build_dit(config.replace(num_blocks=1), device="meta", dtype=torch.bfloat16)
-    return config.num_blocks, {key: tuple(value.shape) for key, value in net.state_dict().items()}
+    return config.num_blocks, shapes_of(net.state_dict())
 
 
 def _fields(shapes: dict[str, Shape]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -176,18 +156,14 @@ def _controls(shapes: Mapping[str, Shape]) -> tuple[tuple[Any, ...], list[tuple[
         controls.append(TrajectoryControl(dim=trajectory[0], in_features=trajectory[1]))
         channels.append(("trajectory", trajectory[0]))
     if action := shapes.get("action_embedder_B_D.fc1.weight"):
-        hidden, width = action[0], shapes["t_embedding_norm.weight"][0]
-        numbers = action[1]
+        hidden, numbers = action
         if numbers % 7:
             mode, dim, chunk = "flat", numbers, 1
         else:
             # Predict1 reads one action, Predict2 a chunk of 12, Predict2.5 the 4 actions of each latent frame.
             mode, dim, chunk = {1: "first_only", 4: "per_latent"}.get(numbers // 7, "flat"), 7, numbers // 7
-        controls.append(
-            ActionControl(
-                mode, dim, chunk, use_time=mode != "first_only", hidden=None if hidden == 4 * width else hidden
-            )
-        )
+        hidden = None if hidden == 4 * shapes["t_embedding_norm.weight"][0] else hidden
+        controls.append(ActionControl(mode, dim, chunk, use_time=mode != "first_only", hidden=hidden))
         assumed = (f"actions of {dim} numbers, read {mode!r} in chunks of {chunk}",)
     if "augment_sigma_embedder.1.linear_1.weight" in shapes:
         controls.append(AugmentSigmaControl())
@@ -199,12 +175,8 @@ def _controls(shapes: Mapping[str, Shape]) -> tuple[tuple[Any, ...], list[tuple[
 def _input_channels(total: int, latent: int, last: list[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
     """Return the named channels in published order for a patch embedding of `total` channels; `last` follow the padding."""
     rest = total - latent - sum(size for _, size in last)
-    named = {
-        0: (),
-        1: (("padding", 1),),
-        2: (("cond_mask", 1), ("padding", 1)),
-        8: (("cond_mask", 1), ("plucker", 6), ("padding", 1)),
-    }
+    mask, padding = ("cond_mask", 1), ("padding", 1)
+    named = {0: (), 1: (padding,), 2: (mask, padding), 8: (mask, ("plucker", 6), padding)}
     if rest not in named:
         raise CheckpointError(
             f"the patch embedding takes {total} channels: latent {latent}, {dict(last)} and {rest} more that no published "
@@ -237,9 +209,8 @@ def _relative(fields: Mapping[str, Any], family: str) -> str | None:
 
     def distance(name: str) -> int:
         config = PUBLISHED[name].config()
-        return len(channels ^ set(config.input_channels)) + len(
-            controls ^ {control.name for control in config.controls}
-        )
+        others = {control.name for control in config.controls}
+        return len(channels ^ set(config.input_channels)) + len(controls ^ others)
 
     def same_size(name: str) -> bool:
         config = PUBLISHED[name].config()

@@ -5,6 +5,7 @@ checkpoints/trainer/iter_000000500/         run state: weights, EMA, RNG; index.
 checkpoints/optim/iter_000000500/           optimizer state
 checkpoints/scheduler/iter_000000500/       learning-rate schedule
 checkpoints/model/iter_000000500.pt         published form (layout `predict2`), and `latest_checkpoint.txt`
+checkpoints/model/iter_000000500_lora/      adapters of a LoRA run: folders `reg` and `ema` (either layout)
 checkpoints/iter_000000500_reg_model.pt     published form (layout `predict1`; its state lies under `state/`)
 """
 
@@ -50,8 +51,21 @@ class RunFolder:
             return {part: self.checkpoints / f"{name}_{part}_model.pt" for part in ("reg", "ema")}
         return {"both": self.checkpoints / "model" / f"{name}.pt"}
 
+    def adapters(self, iteration: int) -> dict[str, Path]:
+        """Return the published folders of a LoRA run's `iteration`: `{"reg": path, "ema": path}`."""
+        folder = self.checkpoints / "model" / f"iter_{iteration:09d}_lora"
+        return {"reg": folder / "reg", "ema": folder / "ema"}
+
     def acquire(self) -> None:
-        """Hold the folder for this process; the lock dies with it. Raises ConfigError when another run holds it."""
+        """Hold the folder for this process, and drop the half-written files of a killed one; the lock dies with its process.
+
+        Raises ConfigError when another run holds it, or when a run of the published trainer lies here.
+        """
+        if _is_published_run(self.checkpoints):
+            raise ConfigError(
+                f"{self.root} holds a run of the published trainer, which cannot be continued here: start from it with "
+                f"checkpoint.load_path={self.root} and another job.name"
+            )
         self.root.mkdir(parents=True, exist_ok=True)
         lock = (self.root / ".lock").open("w")
         try:
@@ -62,6 +76,8 @@ class RunFolder:
                 f"{self.root} is held by a run that is still alive; wait for it, or choose another job.name"
             ) from error
         self._lock = lock
+        for left in (*self.root.glob(".*.tmp"), *self.checkpoints.rglob(".*.tmp")):
+            shutil.rmtree(left, ignore_errors=True)
 
     def release(self) -> None:
         if self._lock is not None:
@@ -108,6 +124,7 @@ class RunFolder:
         self.remove_state(iteration)
         for path in self.exports(iteration).values():
             path.unlink(missing_ok=True)
+        shutil.rmtree(self.adapters(iteration)["reg"].parent, ignore_errors=True)
 
     def remove_state(self, iteration: int) -> None:
         """Remove the state of an iteration, its index first, and leave its published files."""
@@ -129,28 +146,78 @@ class RunFolder:
 
 
 def find_run_folder(path: str | Path) -> RunFolder | None:
-    """Return the run folder that `path` is, or lies in (a file under its `checkpoints/`); None for any other path."""
+    """Return the run folder that `path` is, or lies in (a file under its `checkpoints/`); None for any other path, and for
+    a run of the published trainer.
+    """
     path = Path(path).resolve()
     for folder in (path, *path.parents[:4]):
-        if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
-            layout = "predict1" if (folder / "checkpoints" / "state").is_dir() else "predict2"
-            return RunFolder(folder, layout)
+        checkpoints = folder / "checkpoints"
+        if (folder / "config.yaml").is_file() and checkpoints.is_dir() and not _is_published_run(checkpoints):
+            return RunFolder(folder, "predict1" if (checkpoints / "state").is_dir() else "predict2")
     return None
+
+
+def state_at(path: str | Path) -> tuple[RunFolder, int]:
+    """Return the run folder and the complete iteration that `path` means: the one in the name of a file, or the newest.
+
+    Raises CheckpointError when `path` lies in no run folder, or that iteration is not complete.
+    """
+    folder = find_run_folder(path) if path else None
+    if folder is None:
+        raise CheckpointError(
+            f"checkpoint.load_path={str(path)!r} lies in no run folder of this trainer, and only such a folder holds the state "
+            "of optimizer and schedule; set load_training_state and only_load_scheduler_state to false to start from a file"
+        )
+    named = re.search(r"iter_(\d{9})", Path(path).name)
+    iteration = int(named[1]) if named else folder.newest()
+    if iteration is None or not folder.is_complete(iteration):
+        there = ", ".join(map(str, folder.iterations())) or "none"
+        raise CheckpointError(f"{path} has no complete state of iteration {iteration}; complete ones: {there}")
+    return folder, iteration
 
 
 def published_file(path: str | Path, ema: bool = False) -> Path:
     """Return the file that `path` means: itself, or the newest published file (of `ema` weights) of a run folder.
 
-    Raises FileNotFoundError, or CheckpointError for a run folder without a complete iteration.
+    A run folder of the published trainer (or its `checkpoints`) counts: the file that its `latest_checkpoint.txt` names or,
+    where that was not written whole, the newest. Raises FileNotFoundError, or CheckpointError for a run folder without a
+    complete iteration.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}: give a .pt or .safetensors file, or a run folder")
-    folder = find_run_folder(path) if path.is_dir() else None
-    if folder is None:
+    if not path.is_dir():
         return path
+    if (folder := find_run_folder(path)) is None:
+        checkpoints = next((p for p in (path / "checkpoints", path) if (p / "latest_checkpoint.txt").is_file()), None)
+        return path if checkpoints is None else _latest_file(checkpoints, "ema" if ema else "reg")
     iteration = folder.newest()
     if iteration is None:
         raise CheckpointError(f"{folder.root} holds no complete iteration yet; train it first, or give a file")
+    if lora := folder.read_index(iteration).get("lora"):
+        raise CheckpointError(
+            f"{folder.root} holds LoRA adapters alone: give their base ({lora['base'] or 'random, made by the run'}) in its "
+            "place and this folder as --lora_path, or merge the two (scripts/convert_checkpoint.py --lora ... --merge)"
+        )
     files = folder.exports(iteration)
     return files.get("both") or files["ema" if ema else "reg"]
+
+
+def _is_published_run(checkpoints: Path) -> bool:
+    """Whether the published trainer wrote here: it keeps its optimizer in files where this one has folders."""
+    return any(next(checkpoints.glob(name), None) for name in ("optim/iter_*.pt", "iter_*_optim.pt"))
+
+
+def _latest_file(checkpoints: Path, part: str) -> Path:
+    """Return the weights of the newest iteration in a `checkpoints` folder of the published trainer, by either layout."""
+    latest = Path((checkpoints / "latest_checkpoint.txt").read_text().strip()).stem
+    found = {}
+    for pattern in ("model/iter_*.pt", f"iter_*_{part}_model.pt", "iter_*_model.pt"):
+        for file in checkpoints.glob(pattern):
+            if match := re.match(r"iter_\d{9}", file.name):
+                found.setdefault(match[0], file)
+    if not found:
+        raise CheckpointError(
+            f"{checkpoints} names {latest} as its latest checkpoint, but holds no iter_*.pt of weights"
+        )
+    return found.get(latest) or found[max(found)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cosmos_predict.checkpoint.run_folder import RunFolder
-from cosmos_predict.checkpoint.stream import entries_of, write_tensors
+from cosmos_predict.checkpoint.stream import Entry, entries_of, write_tensors
 from cosmos_predict.errors import CheckpointError, CorruptFileError
 from cosmos_predict.io.atomic import atomic_write_text
 from cosmos_predict.io.tensors import TensorFile
@@ -29,86 +29,118 @@ FORMAT = 1
 TRAINER, OPTIM, SCHEDULER = "trainer", "optim", "scheduler"
 
 
-def save_run_state(
-    folder: RunFolder,
-    iteration: int,
-    *,
-    weights: Mapping[str, Tensor],
-    ema: Mapping[str, Tensor] | None,
-    optimizer: Mapping[str, Tensor],
-    numbers: Mapping[str, Any],
-    scheduler: Mapping[str, Any],
-    mesh: Mesh | None = None,
-) -> None:
-    """Write the run state of `iteration`; it counts once its index is there. Every rank of `mesh` must call this.
+class StateWriter:
+    """One iteration on its way to disk: made by every rank of `mesh`, written by each, finished by all together.
 
     weights, ema, optimizer: tensors by name, as they are (float32 stays float32); each rank writes its own shards.
     numbers: what the index holds beside the files: `recipe`, `config_hash`, `sample_number`, `global_batch_size`, ...
-    scheduler: JSON numbers. Raises CheckpointError, on every rank, when a rank cannot write; the index is then absent.
+    scheduler: JSON numbers. copy: write from a copy in host memory (this rank's shards), so that training may go on.
     """
-    mesh = mesh or Mesh()
-    if mesh.is_main:  # what a killed run left here
-        folder.remove_state(iteration)
-    mesh.gather(None)
-    rng = {"torch_cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        rng["torch_cuda"] = torch.cuda.get_rng_state()
-    parts = (
-        (TRAINER, "weights", weights),
-        (TRAINER, "ema", ema),
-        (TRAINER, "rng", rng),
-        (OPTIM, "optimizer", optimizer),
-    )
-    written: dict[str, dict[str, Any]] = {}
-    problem = ""
-    try:
-        for part, name, tensors in parts:
-            path = folder.part(part, iteration) / f"{name}_{mesh.shard_rank:05d}-of-{mesh.sizes.shard:05d}.safetensors"
-            if mesh.holds_first_replica and _write_own(path, tensors or {}, mesh):
-                written[str(path.relative_to(folder.state_root))] = describe(path)
-        if mesh.is_main:
-            path = folder.part(SCHEDULER, iteration) / "scheduler.json"
-            atomic_write_text(path, json.dumps(dict(scheduler), indent=1))
-            written[str(path.relative_to(folder.state_root))] = describe(path)
-    except OSError as error:
-        problem = f"{type(error).__name__}: {error}"
-    outcomes = mesh.gather((problem, written))
-    if problems := [f"rank {rank}: {text}" for rank, (text, _) in enumerate(outcomes) if text]:
-        raise CheckpointError(
-            f"iteration {iteration} could not be saved under {folder.state_root}; {'; '.join(problems)}. "
-            f"The newest complete one is {folder.newest()}; the same command resumes it"
-        )
-    if mesh.is_main:
-        files = {name: entry for _, its in outcomes for name, entry in its.items()}
-        index = {"format": FORMAT, "iteration": iteration, **numbers, "files": files}
-        atomic_write_text(folder.index(iteration), json.dumps(index, indent=1))
-    mesh.gather(None)
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        iteration: int,
+        *,
+        weights: Mapping[str, Tensor],
+        ema: Mapping[str, Tensor] | None,
+        optimizer: Mapping[str, Tensor],
+        numbers: Mapping[str, Any],
+        scheduler: Mapping[str, Any],
+        mesh: Mesh | None = None,
+        copy: bool = False,
+    ) -> None:
+        self.folder, self.iteration, self.mesh = folder, iteration, mesh or Mesh()
+        self._index = {"format": FORMAT, "iteration": iteration, **numbers}
+        self._written: dict[str, dict[str, Any]] = {}
+        self._problem = ""
+        if self.mesh.is_main:  # what a killed run left here
+            folder.remove_state(iteration)
+        self.mesh.gather(None)
+        rng = {"torch_cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            rng["torch_cuda"] = torch.cuda.get_rng_state()
+        kinds = {(TRAINER, "weights"): weights, (TRAINER, "ema"): ema, (TRAINER, "rng"): rng}
+        self._files: dict[Path, tuple[dict[str, Tensor], dict[str, Any]]] = {}
+        for (part, name), tensors in {**kinds, (OPTIM, "optimizer"): optimizer}.items():
+            file = f"{name}_{self.mesh.shard_rank:05d}-of-{self.mesh.sizes.shard:05d}.safetensors"
+            if self.mesh.holds_first_replica and (held := self._held(tensors or {}, copy))[0]:
+                self._files[folder.part(part, iteration) / file] = held
+        self._scheduler = json.dumps(dict(scheduler), indent=1)
+
+    def _held(self, tensors: Mapping[str, Tensor], copy: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what this rank writes of `tensors`, whole ones on the main rank alone, and where the parts lie."""
+        held, parts = {}, {}
+        for name, tensor in tensors.items():
+            part, mine = part_of(tensor), own(tensor)
+            if mine.numel() if part is not None else self.mesh.is_main:
+                held[name] = mine.to("cpu", copy=True) if copy else mine
+                if part is not None:
+                    parts[name] = [list(tensor.shape), [side.start for side in part]]
+        return held, parts
+
+    def write(self) -> None:
+        """Write this rank's files, in any thread: nothing here talks to another rank. `finish` says what went wrong."""
+        try:
+            for path, (tensors, parts) in self._files.items():
+                metadata = {"parts": json.dumps(parts)} if parts else None
+                write_tensors(path, entries_of(tensors), metadata=metadata)
+                self._note(path)
+            if self.mesh.is_main:
+                path = self.folder.part(SCHEDULER, self.iteration) / "scheduler.json"
+                atomic_write_text(path, self._scheduler)
+                self._note(path)
+        except Exception as error:
+            self._problem = f"{type(error).__name__}: {error}"
+        self._files.clear()  # and the copies with it
+
+    def _note(self, path: Path) -> None:
+        self._written[str(path.relative_to(self.folder.state_root))] = describe(path)
+
+    def finish(self) -> None:
+        """Write the index, which makes the iteration count. Every rank calls this after its `write`.
+
+        Raises OSError, on every rank, when a rank could not write; the index is then absent.
+        """
+        outcomes = self.mesh.gather((self._problem, self._written))
+        problems = [f"rank {rank}: {text}" for rank, (text, _) in enumerate(outcomes) if text]
+        if self.mesh.is_main and not problems:
+            self._index["files"] = {name: entry for _, its in outcomes for name, entry in its.items()}
+            try:
+                atomic_write_text(self.folder.index(self.iteration), json.dumps(self._index, indent=1))
+            except OSError as error:
+                problems = [f"{type(error).__name__}: {error}"]
+        newest = None
+        if self.mesh.is_main and problems:
+            self.folder.remove_state(self.iteration)  # what there is of it only takes room
+            newest = self.folder.newest()
+        problems, newest = self.mesh.from_main((problems, newest))
+        if problems:
+            raise OSError(
+                f"iteration {self.iteration} could not be saved under {self.folder.state_root}; {'; '.join(problems)}. "
+                + (
+                    f"Iteration {newest} is complete: the same command resumes it"
+                    if newest
+                    else "No earlier one is there"
+                )
+            )
 
 
-def _write_own(path: Path, tensors: Mapping[str, Tensor], mesh: Mesh) -> bool:
-    """Write what this rank holds of `tensors` to `path`, whole ones on the main rank alone; return whether it holds any."""
-    held, parts = {}, {}
-    for name, tensor in tensors.items():
-        if (part := part_of(tensor)) is not None:
-            held[name] = own(tensor)
-            parts[name] = [list(tensor.shape), [side.start for side in part]]
-            if not held[name].numel():
-                del held[name], parts[name]
-        elif mesh.is_main:
-            held[name] = own(tensor)
-    if held:
-        write_tensors(path, entries_of(held), metadata={"parts": json.dumps(parts)} if parts else None)
-    return bool(held)
+def save_run_state(folder: RunFolder, iteration: int, **state: Any) -> None:
+    """Write the run state of `iteration` at once; arguments and errors as for `StateWriter`."""
+    writer = StateWriter(folder, iteration, **state)
+    writer.write()
+    writer.finish()
 
 
 class SavedState:
     """A complete iteration, open for reading: `index`, `scheduler` numbers, and tensors by kind (`weights`, `ema`, ...).
 
-    Every file is checked against its hash when this is made, each by one rank of `mesh`. Raises CorruptFileError naming
-    the file that does not match, CheckpointError for another format. Usable as a context manager.
+    Every file is checked against its hash when this is made, each by one rank of `mesh`, unless `check` is False. Raises
+    CorruptFileError naming the file that does not match, CheckpointError for another format. Usable as a context manager.
     """
 
-    def __init__(self, folder: RunFolder, iteration: int, mesh: Mesh | None = None) -> None:
+    def __init__(self, folder: RunFolder, iteration: int, mesh: Mesh | None = None, check: bool = True) -> None:
         mesh = mesh or Mesh()
         self.index = folder.read_index(iteration)
         self.scheduler: dict[str, Any] = {}
@@ -116,7 +148,7 @@ class SavedState:
             raise CheckpointError(
                 f"{folder.index(iteration)} has format {self.index.get('format')}, this version reads {FORMAT}"
             )
-        mine = list(self.index["files"].items())[mesh.ranks.rank :: mesh.sizes.world]
+        mine = list(self.index["files"].items())[mesh.ranks.rank :: mesh.sizes.world] if check else []
         bad = [str(folder.state_root / name) for name, entry in mine if describe(folder.state_root / name) != entry]
         if bad := [name for its in mesh.gather(bad) for name in its]:
             raise CorruptFileError(
@@ -157,6 +189,13 @@ class SavedState:
         """Return the shape of the whole tensor."""
         return self._shapes[kind, name]
 
+    def entries(self, kind: str) -> dict[str, Entry]:
+        """Return the tensors of a kind by name, each read when it is asked for."""
+        return {
+            name: Entry(name, self.shape(kind, name), pieces[0][0].dtype(name), lambda n=name: self.read(kind, n))
+            for name, pieces in self._pieces.get(kind, {}).items()
+        }
+
     def read(self, kind: str, name: str, part: Part | None = None) -> Tensor:
         """Return a tensor, or the slice `part` of it, on the CPU, reading no more than that from the files."""
         shape, pieces = self._shapes[kind, name], self._pieces[kind][name]
@@ -179,18 +218,30 @@ class SavedState:
         return out
 
     @torch.no_grad()
-    def copy_into(self, kind: str, targets: Mapping[str, Tensor], where: object) -> None:
-        """Fill `targets`, each rank its own part of sharded ones. Raises CheckpointError for other names or shapes."""
-        if difference := sorted(targets.keys() ^ set(self.names(kind))):
+    def copy_into(self, kind: str, targets: Mapping[str, Tensor], where: object, strict: bool = True) -> set[str]:
+        """Fill `targets`, each rank its own part of sharded ones; return the names, of either side, that did not fit.
+
+        Raises CheckpointError for other names or shapes if `strict`.
+        """
+        unknown = targets.keys() ^ set(self.names(kind))
+        if strict and unknown:
             raise CheckpointError(
-                f"{where} holds another network: {len(difference)} names differ, such as {difference[:3]}"
+                f"{where} holds another network: {len(unknown)} names differ, such as {sorted(unknown)[:3]}; "
+                "checkpoint.strict_resume=false takes what fits"
             )
         for name, target in targets.items():
-            if self.shape(kind, name) != tuple(target.shape):
+            if name in unknown:
+                continue
+            if self.shape(kind, name) == tuple(target.shape):
+                own(target).copy_(self.read(kind, name, part_of(target)))
+            elif strict:
                 raise CheckpointError(
-                    f"{where}: {name} is {self.shape(kind, name)}, this run's is {tuple(target.shape)}"
+                    f"{where}: {name} is {self.shape(kind, name)}, this run's is {tuple(target.shape)}; "
+                    "checkpoint.strict_resume=false takes what fits"
                 )
-            own(target).copy_(self.read(kind, name, part_of(target)))
+            else:
+                unknown.add(name)
+        return unknown
 
 
 def restore_rng(state: SavedState) -> None:
@@ -225,10 +276,17 @@ def optimizer_state(
     return tensors, groups
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, saved: SavedState) -> None:
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    saved: SavedState,
+    skip: Container[str] = (),
+    masters: bool = True,
+) -> None:
     """Give back what `optimizer_state` returned, tensors of a parameter's shape sharded like it.
 
-    Raises CheckpointError for other parameters or groups.
+    skip: names of parameters that start anew. masters: take the saved float32 masters; else, and where none are saved, they
+    are made from the present weights. Raises CheckpointError for other parameters or groups.
     """
     names, groups = _names_in_order(optimizer, model), saved.index["optimizer_groups"]
     parameters = dict(model.named_parameters())
@@ -239,20 +297,21 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, sav
         )
     numbers = {name: number for number, name in enumerate(names)}
     state: dict[int, dict[str, Tensor]] = {}
-    masters: dict[str, Tensor] = {}
+    exact = {name: parameter.detach().float() for name, parameter in parameters.items()} if "masters" in current else {}
     for key in saved.names("optimizer"):
         kind, _, name = key.partition(".")
+        if name in skip or (kind == "master" and not (masters and exact)):
+            continue
         if name not in numbers:
             raise CheckpointError(f"the saved optimizer state has {name!r}, which this run does not train")
         value = _read_like(saved, key, parameters[name])
         if kind == "master":
-            masters[name] = value
+            exact[name] = value
         else:
             state.setdefault(numbers[name], {})[kind] = value
     # Options such as the decay are the present configuration's; what the optimizer keeps of its own lies in its state.
-    options = current["param_groups"]
-    extra = {"masters": [masters[name] for name in names]} if masters else {}
-    optimizer.load_state_dict({"state": state, "param_groups": options, **extra})
+    extra = {"masters": [exact[name] for name in names]} if exact else {}
+    optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"], **extra})
 
 
 def _read_like(saved: SavedState, key: str, parameter: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,22 +27,13 @@ from torch._utils import _rebuild_tensor_v2
 
 from cosmos_predict.errors import CheckpointError, ConfigError
 from cosmos_predict.io.atomic import atomic_path, atomic_write_text
+from cosmos_predict.io.jit_archive import STORAGE_DTYPES
+from cosmos_predict.io.tensors import TensorFile
 
 _ALIGNMENT = 64  # torch's, so that storages can be mapped
 _LOCAL_HEADER, _ZIP64_EXTRA, _PADDING_HEADER = 30, 20, 4
 _CHUNK = 1 << 24
-_PT_STORAGES = {
-    torch.float64: torch.DoubleStorage,
-    torch.float32: torch.FloatStorage,
-    torch.float16: torch.HalfStorage,
-    torch.bfloat16: torch.BFloat16Storage,
-    torch.int64: torch.LongStorage,
-    torch.int32: torch.IntStorage,
-    torch.int16: torch.ShortStorage,
-    torch.int8: torch.CharStorage,
-    torch.uint8: torch.ByteStorage,
-    torch.bool: torch.BoolStorage,
-}
+_PT_STORAGES = {dtype: getattr(torch, name) for name, dtype in STORAGE_DTYPES.items()}
 _SAFETENSORS_DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -76,6 +68,11 @@ class Entry:
 def entries_of(state: Mapping[str, Tensor]) -> list[Entry]:
     """Return the entries of a state dict that is in memory."""
     return [Entry(name, tuple(t.shape), t.dtype, lambda t=t: t) for name, t in state.items()]
+
+
+def file_entry(file: TensorFile, key: str) -> Entry:
+    """Return the entry of a tensor of an open file."""
+    return Entry(key, file.shape(key), file.dtype(key), lambda: file.get(key))
 
 
 def write_tensors(
@@ -113,9 +110,8 @@ def write_tensors(
     shards = _cut(entries, max_shard_bytes)
     files = [path]
     if len(shards) > 1:
-        files = [
-            path.with_name(f"{path.stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors") for i in range(len(shards))
-        ]
+        numbers = (f"{i:05d}-of-{len(shards):05d}" for i in range(1, len(shards) + 1))
+        files = [path.with_name(f"{path.stem}-{number}.safetensors") for number in numbers]
     for file, shard in zip(files, shards, strict=True):
         with atomic_path(file) as temporary:
             _write_safetensors(temporary, shard, {"format": "pt", **(metadata or {})}, on_tensor)
@@ -123,21 +119,16 @@ def write_tensors(
         weight_map = {entry.name: file.name for file, shard in zip(files, shards, strict=True) for entry in shard}
         total = sum(entry.nbytes for entry in entries)
         index = path.with_name(f"{path.name}.index.json")
-        atomic_write_text(
-            index, json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
-        )
+        content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        atomic_write_text(index, json.dumps(content, indent=2) + "\n")
         files.append(index)
     return files
 
 
 def parse_size(text: str) -> int:
     """Return the bytes of a size such as `5GB`, `500MB` or `2GiB`; raises ConfigError for other text."""
-    number = text.strip().upper().rstrip("KMGIB")
-    unit = text.strip().upper()[len(number) :].strip()
-    try:
-        size = int(float(number) * _UNITS[unit])
-    except (ValueError, KeyError):
-        size = 0
+    match = re.fullmatch(r"(\d+\.?\d*)\s*([KMG]I?B|)", text.strip().upper())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     if size < 1:
         raise ConfigError(f"size {text!r} is not a number of bytes with a unit, such as 5GB, 500MB or 2GiB")
     return size
@@ -154,14 +145,11 @@ class _TensorRecord:
     """Pickles as the call that rebuilds a contiguous tensor over its storage."""
 
     def __init__(self, key: str, entry: Entry) -> None:
-        self.storage, self.shape = _Storage(key, entry), entry.shape
+        self.storage, self.shape = _Storage(key, entry), tuple(entry.shape)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        stride, step = [], 1
-        for size in reversed(self.shape):
-            stride.insert(0, step)
-            step *= max(size, 1)
-        return _rebuild_tensor_v2, (self.storage, 0, tuple(self.shape), tuple(stride), False, OrderedDict())
+        stride = torch.empty(self.shape, device="meta").stride()
+        return _rebuild_tensor_v2, (self.storage, 0, self.shape, stride, False, OrderedDict())
 
 
 class _Pickler(pickle.Pickler):
@@ -202,15 +190,11 @@ def _write_safetensors(
     path: Path, entries: Sequence[Entry], metadata: Mapping[str, str], on_tensor: Callable[[Entry], object] | None
 ) -> None:
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    offset = 0
+    end = 0
     for entry in entries:
-        end = offset + entry.nbytes
-        header[entry.name] = {
-            "dtype": _SAFETENSORS_DTYPES[entry.dtype],
-            "shape": entry.shape,
-            "data_offsets": [offset, end],
-        }
-        offset = end
+        start, end = end, end + entry.nbytes
+        said = {"dtype": _SAFETENSORS_DTYPES[entry.dtype], "shape": entry.shape, "data_offsets": [start, end]}
+        header[entry.name] = said
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as stream:
@@ -223,10 +207,9 @@ def _write_safetensors(
 
 def _write_bytes(stream: IO[bytes], entry: Entry) -> None:
     tensor = entry.load()
-    if tuple(tensor.shape) != tuple(entry.shape) or tensor.dtype != entry.dtype:
-        raise CheckpointError(
-            f"tensor {entry.name!r} came as {tuple(tensor.shape)} {tensor.dtype}, announced as {tuple(entry.shape)} {entry.dtype}"
-        )
+    came, announced = f"{tuple(tensor.shape)} {tensor.dtype}", f"{tuple(entry.shape)} {entry.dtype}"
+    if came != announced:
+        raise CheckpointError(f"tensor {entry.name!r} came as {came}, announced as {announced}")
     data = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     for start in range(0, len(data), _CHUNK):
         stream.write(data[start : start + _CHUNK])
@@ -256,6 +239,5 @@ def _cut(entries: Sequence[Entry], most: int | None) -> list[list[Entry]]:
 def _check_dtypes(path: Path, entries: Sequence[Entry], known: Mapping[torch.dtype, Any], advice: str) -> None:
     for entry in entries:
         if entry.dtype not in known:
-            raise CheckpointError(
-                f"{path}: tensor {entry.name!r} has dtype {entry.dtype}, which a {path.suffix} file cannot hold; {advice}"
-            )
+            what = f"tensor {entry.name!r} has dtype {entry.dtype}"
+            raise CheckpointError(f"{path}: {what}, which a {path.suffix} file cannot hold; {advice}")

@@ -29,7 +29,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cache_latents.py",
         description="Encode the windows of a run's dataset with the run's tokenizer. The overrides behind -- are those of "
-        "the training command. Clips that are cached already are kept, so an interrupted run is resumed by running it again.",
+        "the training command. Clips that are cached already are kept, so an interrupted run is resumed by running it again. "
+        "A file per clip; clips in buckets (aspect_buckets, length_buckets) keep theirs. With latent_dtype the pixels give the "
+        "same loss: model.config.latent_dtype=bfloat16.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -62,6 +64,7 @@ def cache(args: argparse.Namespace) -> int:
     from cosmos_predict.config.lazy import instantiate
     from cosmos_predict.data.latent_cache import cache_key, write_cache
     from cosmos_predict.data.video_folder import VideoFolderDataset
+    from cosmos_predict.models.build import torch_dtype
     from cosmos_predict.tokenizers.load import load_tokenizer
 
     config = compose(args.overrides, args.config, allow=args.allow)
@@ -76,7 +79,8 @@ def cache(args: argparse.Namespace) -> int:
     source = instantiate(config.model.config.pipe_config.tokenizer)
     key = cache_key(dataset, source, args.dtype)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load_tokenizer(source.path or source.name, device=device, **source.options)
+    dtype = None if source.dtype is None else torch_dtype(source.dtype)
+    tokenizer = load_tokenizer(source.path or source.name, device=device, dtype=dtype, **source.options)
 
     def encode(video: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from cosmos_predict.cli.program import positive_int, run_program
@@ -11,18 +12,20 @@ from cosmos_predict.cli.program import positive_int, run_program
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="scripts/contact_sheet.py", description="Write a PNG with frames of clips side by side, one row per clip."
+        prog="scripts/contact_sheet.py",
+        description="Write a PNG with frames of clips side by side, one row per clip. The first video decides size and "
+        "length; an image is a row of one frame.",
     )
     parser.add_argument(
         "clips",
         nargs="+",
-        metavar="LABEL=VIDEO",
-        help="rows, for example generated=output/clip.mp4 real=datasets/x/videos/a.mp4",
+        metavar="LABEL=FILE",
+        help="rows, for example start=first.png generated=output/clip.mp4 real=datasets/x/videos/a.mp4",
     )
     parser.add_argument("--save_path", required=True, help="PNG to write")
     parser.add_argument("--columns", type=positive_int, default=6, help="frames per row (default: %(default)s)")
     parser.add_argument(
-        "--start", type=int, default=0, help="first frame of every row but the first (default: %(default)s)"
+        "--start", type=int, default=0, help="first frame of every video but the first (default: %(default)s)"
     )
     return parser
 
@@ -34,19 +37,23 @@ def run(args: argparse.Namespace) -> int:
     from cosmos_predict.errors import ConfigError
     from cosmos_predict.evaluation.contact_sheet import contact_sheet
 
-    rows = []
-    length, size, fps = None, None, 16.0
+    clips, length, size, fps = {}, None, None, 16.0
     for clip in args.clips:
         label, equals, path = clip.partition("=")
         if not equals:
-            raise ConfigError(f"{clip!r} is not LABEL=VIDEO")
+            raise ConfigError(f"{clip!r} is not LABEL=FILE")
+        if video_reader.is_image(Path(path)):
+            clips[label] = video_reader.read_image(path)[None]
+            continue
         info = video_reader.probe(path)
-        start = args.start if rows else 0
-        count = info.frames - start if length is None else min(length, info.frames - start)
-        frames = torch.from_numpy(video_reader.read_frames(path, range(start, start + count))).permute(0, 3, 1, 2)
-        if size is None:
-            length, size, fps = count, (info.height, info.width), info.fps
-        fitted = transforms.fit_frames(frames, size, "crop").frames
+        if length is None:
+            length, size, fps = info.frames + args.start, (info.height, info.width), info.fps
+        first = args.start if any(len(frames) > 1 for frames in clips.values()) else 0
+        clips[label] = video_reader.read_frames(path, range(first, min(length, info.frames)))
+    size = size or next(iter(clips.values())).shape[1:3]
+    rows = []
+    for label, frames in clips.items():
+        fitted = transforms.fit_frames(torch.from_numpy(frames).permute(0, 3, 1, 2), size, "crop").frames
         rows.append((label, fitted.permute(0, 2, 3, 1).numpy()))
     contact_sheet(rows, args.save_path, args.columns, fps)
     print(args.save_path)

@@ -15,6 +15,7 @@ from cosmos_predict.cli.program import positive_int, run_program
 from cosmos_predict.errors import DataError
 
 if TYPE_CHECKING:
+    from cosmos_predict.text_encoders.build import TextEncoder
     from cosmos_predict.text_encoders.embed_captions import Caption
 
 
@@ -28,7 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="get_t5_embeddings.py",
         description="Write a text embedding for every caption metas/*.txt of a dataset, to t5_xxl/. "
-        "Files that are already there are kept, so an interrupted run is resumed by running it again.",
+        "Files that are already there are kept, so an interrupted run is resumed by running it again; those of edited captions "
+        "are made again.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--dataset_path", type=Path, default=Path("datasets/hdvila"), help="folder with metas/")
@@ -47,7 +49,7 @@ def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("float32", "bfloat16", "float16", "int8"), default="float32", help="of the T5 weights")
     add("--device", help="where to compute, as cuda or cpu; by default t5 takes a GPU where there is one")
     add("--format", choices=("pickle", "safetensors"), default="pickle", help="of the files written")
-    add("--overwrite", action="store_true", help="make files again that are already there")
+    add("--overwrite", action="store_true", help="make all files again, not just those whose caption has changed")
 
 
 def embed_dataset(args: argparse.Namespace, failed_before: Mapping[Path, str] | None = None) -> int:
@@ -60,10 +62,17 @@ def embed_dataset(args: argparse.Namespace, failed_before: Mapping[Path, str] | 
     from cosmos_predict.text_encoders.embed_captions import embed_captions
 
     source = "tiny" if args.text_encoder == "tiny" else args.pretrained_model_name_or_path
+
+    def build() -> TextEncoder:
+        try:
+            return build_text_encoder(source, dtype=args.dtype, device=args.device, cache_dir=args.cache_dir)
+        except ConnectionError as error:
+            raise ConnectionError(f"{error} Tests and tiny models need no download: --text_encoder tiny") from error
+
     report = embed_captions(
         captions,
         args.text_encoder,
-        lambda: build_text_encoder(source, dtype=args.dtype, device=args.device, cache_dir=args.cache_dir),
+        build,
         max_length=args.max_length,
         batch_size=args.batch_size,
         overwrite=args.overwrite,
@@ -104,5 +113,5 @@ def read_captions(dataset: Path, suffix: str) -> tuple[list[Caption], dict[Path,
         if text:
             captions.append(Caption(source=path, text=text, output=dataset / "t5_xxl" / f"{path.stem}{suffix}"))
         else:
-            failed[path] = "the caption is empty; write one, or remove the file and its video"
+            failed[path] = f"the caption is empty; write one, or remove the file, its video and t5_xxl/{path.stem}.*"
     return captions, failed

@@ -30,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
 
     for name, caption in import_videos(args.source, args.dataset_path, args.caption, args.short_side):
         print(f"{name}: {caption}")
+    print(f"next: edit the captions in {args.dataset_path}/metas, then make their embeddings:")
+    print(f"  python scripts/get_t5_embeddings.py --dataset_path {args.dataset_path}")
     return 0
 
 

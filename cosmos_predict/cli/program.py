@@ -60,11 +60,11 @@ def status_of(call: Callable[[], int | None], verbose: bool = False) -> int:
 
 
 def describe(error: BaseException) -> str:
-    """Return the message of an error, with its class where the message was not written by this package."""
-    if isinstance(error, CosmosPredictError):
-        return str(error)
+    """Return the message of an error, with its class where that is a failure of another package."""
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         return f"no such file or folder: {error.filename}"
+    if isinstance(error, (CosmosPredictError, *BAD_INPUT)) and str(error):
+        return str(error)
     return f"{type(error).__name__}: {error}"
 
 

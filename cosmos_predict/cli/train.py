@@ -12,6 +12,7 @@ EPILOG = """\
 overrides, after --:
   experiment=NAME      a registered experiment (--list shows them)
   group=name           a choice of a group: data=synthetic, checkpoint=predict1, ...
+  model=NAME           a published model in place of the experiment's: model=predict2_2b_video2world
   debug=true           the same experiment, small enough for a laptop (the dataset stays)
   a.b.c=value          set a value: trainer.max_iter=2000, optimizer.lr=1e-5
   +a.b=value  ~a.b     add or remove a key
@@ -19,7 +20,7 @@ overrides, after --:
 examples:
   python -m train -- experiment=tiny_video2world dataloader_train.dataset.dataset_dir=datasets/mine
   torchrun --nproc_per_node=8 -m train --config cosmos_predict/config/default.py -- experiment=NAME
-  python -m train --dryrun -- experiment=NAME debug=true
+  WORLD_SIZE=8 python -m train --dryrun -- experiment=NAME
   python -m train --config checkpoints/PROJECT/GROUP/NAME/config.yaml -- trainer.max_iter=5000
 
 A run writes to checkpoints/PROJECT/GROUP/NAME ($OUTPUT_ROOT replaces `checkpoints`) and resumes what it finds there.
@@ -27,34 +28,19 @@ A run writes to checkpoints/PROJECT/GROUP/NAME ($OUTPUT_ROOT replaces `checkpoin
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="train",
-        description="Post-train a video world model.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="a .py file with make_config(), or a run's config.yaml (default: the built-in one)",
-    )
-    parser.add_argument("--list", action="store_true", help="list the experiments and leave")
-    parser.add_argument(
-        "--dryrun",
-        action="store_true",
-        help="print the composed config and what the run would take, read no weights, and leave",
-    )
-    parser.add_argument(
-        "--allow",
-        metavar="PACKAGE",
-        action="append",
-        default=[],
-        help="let --config FILE.yaml name callables of this package",
-    )
-    parser.add_argument(
-        "-v", "--verbose", action="store_true", help="log more, and show the traceback when something fails"
-    )
-    parser.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
+    lines = argparse.RawDescriptionHelpFormatter
+    description = "Post-train a video world model."
+    parser = argparse.ArgumentParser(prog="train", description=description, epilog=EPILOG, formatter_class=lines)
+    add = parser.add_argument
+    config = "a .py file with make_config(), or a run's config.yaml (default: the built-in one)"
+    add("--config", metavar="FILE", help=config)
+    add("--list", action="store_true", help="list the experiments and leave")
+    dryrun = "print the composed config and what the run would take, read no weights, and leave"
+    add("--dryrun", action="store_true", help=dryrun)
+    allow = "let --config FILE.yaml name callables of this package"
+    add("--allow", metavar="PACKAGE", action="append", default=[], help=allow)
+    add("-v", "--verbose", action="store_true", help="log more, and show the traceback when something fails")
+    add("overrides", nargs="*", help=argparse.SUPPRESS)
     return parser
 
 
@@ -81,17 +67,20 @@ def list_experiments() -> int:
 
 
 def dryrun(args: argparse.Namespace) -> int:
-    """Print the composed config, then sizes; builds the network on the meta device at most."""
+    """Print the composed config, then sizes; builds the network on the meta device at most. One process prints."""
     from cosmos_predict.config.compose import compose
     from cosmos_predict.config.files import config_text
+    from cosmos_predict.parallel.distributed import read_ranks
     from cosmos_predict.training.forecast import forecast
     from cosmos_predict.training.trainer import check_supported
 
-    config = compose(args.overrides, args.config, allow=args.allow)
+    report: list[str] = []
+    config = compose(args.overrides, args.config, allow=args.allow, report=report)
     config.validate()
     check_supported(config)
-    print(config_text(config, strict=False))
-    print(forecast(config))
+    if read_ranks().rank == 0:
+        print(config_text(config, strict=False))
+        print("\n".join([*report, forecast(config)]))
     return 0
 
 
@@ -112,5 +101,6 @@ def run(args: argparse.Namespace) -> int:
             logger.info(line)
     else:  # what all ranks do is logged once; warnings are each rank's own
         configure_logging(args.verbose, level="WARNING")
-    Trainer(config, ranks).train()
-    return 0
+    trainer = Trainer(config, ranks)
+    trainer.train()
+    return 130 if trainer.stop_signal == "SIGINT" else 0

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cosmos_predict.config.lazy import configurable
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.networks.config import DiTConfig
-from cosmos_predict.networks.control import Control, Grid, Injection
+from cosmos_predict.networks.control import Control, Grid, Injection, wrong_shape
 
 MODES = ("first_only", "flat", "per_latent")
 
@@ -83,9 +83,7 @@ class ActionControl(Control):
         if action is None:
             raise ConfigError("this network is conditioned on actions: the batch needs the key 'action'")
         if action.ndim != 3 or action.shape[0] != grid.batch or action.shape[2] != self.action_dim:
-            raise ConfigError(
-                f"'action' has shape {tuple(action.shape)}, expected ({grid.batch}, K, {self.action_dim})"
-            )
+            raise wrong_shape("action", action, f"({grid.batch}, K, {self.action_dim})")
         per_frame = self._per_frame(action.to(grid.dtype), grid)
         time = net.get_submodule("action_embedder_B_D")(per_frame) if self.use_time else None
         lora = net.get_submodule("action_embedder_B_3D")(per_frame)
@@ -104,14 +102,9 @@ class ActionControl(Control):
             return action[:, :1]
         expected = self.chunk if self.mode == "flat" else self.chunk * (grid.frames - 1)
         if action.shape[1] != expected:
-            raise ConfigError(
-                f"'action' has {action.shape[1]} steps, expected {expected} for {grid.frames} latent frames ({self.mode})"
-            )
-        return (
-            action.flatten(1).unsqueeze(1)
-            if self.mode == "flat"
-            else action.reshape(grid.batch, grid.frames - 1, self.in_features)
-        )
+            what = f"expected {expected} for {grid.frames} latent frames ({self.mode})"
+            raise ConfigError(f"'action' has {action.shape[1]} steps, {what}")
+        return action.reshape(grid.batch, 1 if self.mode == "flat" else grid.frames - 1, self.in_features)
 
     @staticmethod
     def _place(embedding: Tensor, condition_mask: Tensor | None) -> Tensor:

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from cosmos_predict.config.lazy import configurable
-from cosmos_predict.errors import ConfigError
 from cosmos_predict.networks.blocks import TimestepEmbedder
 from cosmos_predict.networks.config import DiTConfig
-from cosmos_predict.networks.control import Control, Grid, Injection
+from cosmos_predict.networks.control import Control, Grid, Injection, wrong_shape
 
 
 @configurable
@@ -34,6 +33,6 @@ class AugmentSigmaControl(Control):
         level = signals.get("augment_sigma")
         level = torch.zeros(grid.batch, device=grid.device) if level is None else level
         if level.numel() != grid.batch:
-            raise ConfigError(f"'augment_sigma' has shape {tuple(level.shape)}, expected ({grid.batch},)")
+            raise wrong_shape("augment_sigma", level, (grid.batch,))
         sinusoid, _ = net.get_submodule("augment_sigma_embedder")(level.reshape(grid.batch, 1))
         injection.add_time(sinusoid)

@@ -15,7 +15,7 @@ from torch import nn
 from cosmos_predict.config.lazy import configurable
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.networks.config import DiTConfig
-from cosmos_predict.networks.control import Control, Grid, Injection
+from cosmos_predict.networks.control import Control, Grid, Injection, wrong_shape
 
 
 @configurable
@@ -44,11 +44,8 @@ class CameraBlockControl(Control):
         camera = signals.get("camera")
         if camera is None:
             raise ConfigError("this network is conditioned on camera rays: the batch needs the key 'camera'")
-        patch_t, patch = net.config.patch_temporal, net.config.patch_spatial  # type: ignore[union-attr]
-        tokens = (grid.frames // patch_t, grid.height // patch, grid.width // patch)  # type: ignore[operator]
+        tokens = net.config.token_grid(grid.frames, grid.height, grid.width)  # type: ignore[union-attr, operator]
         expected = (grid.batch, *tokens, self.features)
         if camera.shape != expected:
-            raise ConfigError(
-                f"'camera' has shape {tuple(camera.shape)}, expected {expected}: (B, V*T, h, w, features)"
-            )
+            raise wrong_shape("camera", camera, f"{expected}: (B, V*T, h, w, features)")
         injection.blocks["cam_encoder"] = camera.flatten(1, 3)

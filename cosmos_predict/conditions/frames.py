@@ -55,11 +55,9 @@ def view_mask(
         if location == "first_random_n":
             mask[:, :, :num_frames_per_view] = 1
         elif location in ("ref_cam", "any_cam"):
-            view = ref_view if location == "ref_cam" else any_view
-            if view is None or not 0 <= view < views:
-                raise ConfigError(
-                    f"condition location {location!r} needs a view position in 0..{views - 1}, got {view}"
-                )
+            view, last = ref_view if location == "ref_cam" else any_view, views - 1
+            if view is None or not 0 <= view <= last:
+                raise ConfigError(f"condition location {location!r} needs a view position in 0..{last}, got {view}")
             mask[:, view] = 1
     return mask.flatten(1)[:, None, :, None, None]
 

@@ -102,9 +102,7 @@ def plucker_rays(cam2world: torch.Tensor, intrinsics: torch.Tensor, height: int,
         fx, fy, cx, cy = intrinsics.unbind(-1)
         skew = torch.zeros_like(fx)
     else:
-        raise DataError(
-            f"intrinsics must be rows fx, fy, cx, cy (N, 4) or matrices (N, 3, 3), got {tuple(intrinsics.shape)}"
-        )
+        raise DataError(f"intrinsics must be rows fx, fy, cx, cy or 3 x 3 matrices, got {tuple(intrinsics.shape)}")
     count = rotation.shape[0]
     if fx.ndim and fx.shape[0] not in (1, count):
         raise DataError(f"{fx.shape[0]} intrinsics for {count} poses: give one per pose, or one for all")

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from cosmos_predict.config.lazy import configurable
-from cosmos_predict.errors import ConfigError
 from cosmos_predict.networks.config import DiTConfig
-from cosmos_predict.networks.control import Control, Grid, Injection
+from cosmos_predict.networks.control import Control, Grid, Injection, wrong_shape
 
 
 @configurable
@@ -37,8 +36,6 @@ class TrajectoryControl(Control):
         if trajectory is None:
             trajectory = torch.zeros(grid.batch, self.in_features, device=grid.device)
         if trajectory.ndim < 2 or trajectory.flatten(1).shape != (grid.batch, self.in_features):
-            raise ConfigError(
-                f"'trajectory' has shape {tuple(trajectory.shape)}, expected ({grid.batch}, {self.in_features})"
-            )
+            raise wrong_shape("trajectory", trajectory, (grid.batch, self.in_features))
         channels = net.get_submodule("traj_embeddings")(trajectory.flatten(1).to(grid.device, grid.dtype))
         injection.channels["trajectory"] = channels[:, :, None, None, None]

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from cosmos_predict.config.lazy import configurable
-from cosmos_predict.errors import ConfigError
 from cosmos_predict.networks.config import DiTConfig
-from cosmos_predict.networks.control import Control, Grid, Injection
+from cosmos_predict.networks.control import Control, Grid, Injection, wrong_shape
 
 
 @configurable
@@ -43,19 +42,16 @@ class ViewControl(Control):
         if indices is None:
             indices = torch.arange(grid.views, device=grid.device).expand(grid.batch, -1)
         indices = indices.to(grid.device).long()
-        if indices.shape not in ((grid.batch, grid.views), (grid.batch, grid.frames)):
-            raise ConfigError(
-                f"'view_indices' has shape {tuple(indices.shape)}, expected ({grid.batch}, {grid.views}) or ({grid.batch}, {grid.frames})"
-            )
+        fitting = ((grid.batch, grid.views), (grid.batch, grid.frames))
+        if indices.shape not in fitting:
+            raise wrong_shape("view_indices", indices, f"{fitting[0]} or {fitting[1]}")
         per_frame = indices.repeat_interleave(grid.frames // indices.shape[1], dim=1)
         channels = net.get_submodule("view_embeddings")(per_frame.clamp(0, self.num_views - 1))
         if self.add_frame_repeat:
             repeat = signals.get("frame_repeat")
             repeat = torch.zeros(grid.batch, grid.views, device=grid.device) if repeat is None else repeat
             if repeat.shape != (grid.batch, grid.views):
-                raise ConfigError(
-                    f"'frame_repeat' has shape {tuple(repeat.shape)}, expected ({grid.batch}, {grid.views}), one per view"
-                )
+                raise wrong_shape("frame_repeat", repeat, f"({grid.batch}, {grid.views}), one per view")
             vectors = net.get_submodule("repeat_frame_embedding")(repeat.to(grid.device, grid.dtype).unsqueeze(-1))
             channels = channels + vectors.repeat_interleave(grid.frames_per_view, dim=1)
         injection.channels["view"] = channels.transpose(1, 2)[..., None, None]

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cosmos_predict.config import default, registry
+from cosmos_predict.config.debug import fit_ranks, launched_ranks
 from cosmos_predict.config.files import load_config, to_plain
 from cosmos_predict.config.lazy import lazy_dict
 from cosmos_predict.config.overrides import apply_leaf, parse_overrides
@@ -65,6 +66,8 @@ def compose(
     for leaf in parsed.leaves:
         apply_leaf(tree, leaf, groups)
     config = from_tree(Config, _resolve(tree))
+    if parsed.debug:
+        fit_ranks(config, [leaf.key for leaf in parsed.leaves], lines, launched_ranks() or 1)
     if report is None:
         for line in lines[start:]:
             print(line, file=sys.stderr)
@@ -123,7 +126,7 @@ def _resolve(tree: Tree) -> Tree:
         raise ConfigError(f"{key}{str(error).splitlines()[0]}") from None
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        raise ConfigError(f"{missing[0]} has no value (???): give {missing[0]}=VALUE")
+        raise ConfigError(f"{missing[0]} has no value (???): give {' '.join(f'{key}=VALUE' for key in missing)}")
     return to_tree(config)
 
 

@@ -1,11 +1,24 @@
-"""`debug=true`: the same experiment small enough for any machine. Works on config trees; imports no torch."""
+"""`debug=true`: the same experiment small enough for any machine. Works on config trees; imports no torch.
+
+`shrink` is what an experiment registers; `fit_ranks` then lowers the parallel sizes, after the leaves, so that it knows
+the frames and heads that the run will have. What a leaf of the command line sets is never changed.
+"""
 
 from __future__ import annotations
 
-from omegaconf import DictConfig, OmegaConf
+import os
+from collections.abc import Collection, Mapping
+from typing import Any
 
-DEBUG_LATENT_CHANNELS = 16
-DEBUG_HEADS = 8
+from omegaconf import DictConfig
+
+from cosmos_predict.config.schema import Config
+from cosmos_predict.errors import ConfigError
+
+LATENT_CHANNELS = 16
+HEADS = 8
+FRAMES = 5  # 2 latent frames
+TEMPORAL = 4  # frames that the DCT tokenizer makes one of
 
 
 def shrink(config: DictConfig, report: list[str]) -> None:
@@ -13,15 +26,15 @@ def shrink(config: DictConfig, report: list[str]) -> None:
 
     The dataset stays; `report` gets a line for what it reads.
     """
-    config.job.name = f"{config.job.name}_debug"  # never in the folder of a real run
+    config.job.name = f"{config.job.name.removesuffix('_debug')}_debug"  # never in the folder of a real run
     pipe = config.model.config.pipe_config
     net = pipe.net
-    net.update({"model_channels": DEBUG_HEADS * 16, "num_blocks": 1, "num_heads": DEBUG_HEADS, "adaln_lora_dim": 8})
-    channels = [[name, DEBUG_LATENT_CHANNELS if name == "latent" else size] for name, size in net.input_channels]
-    net.update({"input_channels": channels, "out_channels": DEBUG_LATENT_CHANNELS, "attention_backend": "sdpa"})
-    OmegaConf.update(pipe.tokenizer, "name", "dct")
-    pipe.tokenizer.path = ""
-    pipe.tokenizer.options = {"channels": DEBUG_LATENT_CHANNELS}
+    net.update({"model_channels": HEADS * 16, "num_blocks": 1, "num_heads": HEADS, "adaln_lora_dim": 8})
+    channels = [[name, LATENT_CHANNELS if name == "latent" else size] for name, size in net.input_channels]
+    net.update({"input_channels": channels, "out_channels": LATENT_CHANNELS, "attention_backend": "sdpa"})
+    if net.crossattn_proj_in_channels is not None:  # the tiny text encoder's width, whatever the real one's
+        net.update({"crossattn_proj_in_channels": 1024, "crossattn_emb_channels": HEADS * 16})
+    pipe.tokenizer.update({"name": "dct", "path": "", "options": {"channels": LATENT_CHANNELS}, "dtype": None})
     pipe.text_encoder, pipe.state_t = "tiny", None
     config.model.config.model_manager_config.dit_path = ""
     config.checkpoint.load_path = ""
@@ -29,20 +42,61 @@ def shrink(config: DictConfig, report: list[str]) -> None:
         loader = config.get(name)
         if loader is None or loader.get("dataset") is None:
             continue
-        loader.update({"batch_size": 1, "num_workers": 0})
+        loader.update({"batch_size": 1, "num_workers": 0, "pin_memory": False})
         if loader.dataset.get("num_frames", 1) > 1:
-            loader.dataset.num_frames = 5
+            loader.dataset.num_frames = FRAMES
         loader.dataset.video_size = [48, 64]
         if "dataset_dir" in loader.dataset:
             report.append(f"debug: {name} still reads {loader.dataset.dataset_dir} (data=synthetic replaces it)")
-    config.trainer.update(
-        {
-            "max_iter": min(config.trainer.max_iter, 2),
-            "logging_iter": 1,
-            "global_batch_size": None,
-            "grad_accum_iter": 1,
-        }
-    )
-    config.trainer.compute_dtype = "float32"
-    config.model.config.fsdp_shard_size = 1
-    config.model_parallel.update({"tensor_model_parallel_size": 1, "context_parallel_size": 1})
+    trainer = config.trainer
+    trainer.update({"max_iter": min(trainer.max_iter, 2), "logging_iter": 1, "compute_dtype": "float32"})
+    trainer.grad_accum_iter = min(trainer.grad_accum_iter, 2)
+    if trainer.global_batch_size is not None:
+        trainer.global_batch_size = min(trainer.global_batch_size, 2)
+
+
+def launched_ranks(env: Mapping[str, str] = os.environ) -> int | None:
+    """Return the number of processes that a launcher (torchrun, Slurm) or WORLD_SIZE names; None without any."""
+    slurm = env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS") if "SLURM_PROCID" in env else None
+    text = env.get("WORLD_SIZE") or slurm
+    if text is not None and (not text.isdecimal() or int(text) < 1):
+        raise ConfigError(f"WORLD_SIZE={text!r}: expected the number of processes, at least 1")
+    return None if text is None else int(text)
+
+
+def fit_ranks(config: Config, kept: Collection[str], report: list[str], world: int) -> None:
+    """Lower tensor, context and shard sizes, in this order, to the largest that `world` processes can have, and round
+    the global batch up to a multiple of micro batch x data-parallel ranks. What `kept` names stays, with all below it.
+
+    Tensor divides the heads too, context heads and latent frames (a single image is never divided).
+    """
+    sizes, options = config.model_parallel, (config.model or {}).get("config") or {}
+    loader, total = config.dataloader_train or {}, config.trainer.global_batch_size
+    heads = int(((options.get("pipe_config") or {}).get("net") or {}).get("num_heads") or 0)
+    frames = int((loader.get("dataset") or {}).get("num_frames") or 1)
+    latents = (frames - 1) // TEMPORAL + 1 if frames > 1 else 0
+
+    def free(key: str) -> bool:
+        return not any(f"{key}.".startswith(f"{name}.") for name in kept)
+
+    def lower(section: Any, key: str, **wholes: int) -> int:
+        name = key.rpartition(".")[2]
+        size = int(getattr(section, name))
+        fit = max(n for n in range(1, max(size, 1) + 1) if all(whole % n == 0 for whole in wholes.values()))
+        if size < 1 or fit == size or not free(key):
+            return size
+        divided = ", ".join(f"{whole} {what.replace('_', ' ')}" for what, whole in wholes.items() if whole)
+        report.append(f"debug: {key}: {size} -> {fit} (the largest that divides {divided})")
+        setattr(section, name, fit)
+        return fit
+
+    tensor = lower(sizes, "model_parallel.tensor_model_parallel_size", processes=world, heads=heads)
+    rest = {"processes": max(world // tensor, 1)}
+    shared = {"heads": heads // tensor, "latent_frames": latents}
+    context = lower(sizes, "model_parallel.context_parallel_size", **rest, **shared)
+    if options.get("fsdp_shard_size"):
+        lower(options, "model.config.fsdp_shard_size", **rest)
+    step = int(loader.get("batch_size", 1)) * max(rest["processes"] // context, 1)
+    if total is not None and total % step and free("trainer.global_batch_size"):
+        total = config.trainer.global_batch_size = total + -total % step
+        report.append(f"debug: trainer.global_batch_size: rounded up to {total}, a multiple of {step}")

@@ -16,7 +16,7 @@ from typing import Any
 
 import attrs
 
-from cosmos_predict.config.lazy import LazyDict, lazy_dict
+from cosmos_predict.config.lazy import LazyDict
 from cosmos_predict.config.names import did_you_mean
 from cosmos_predict.config.tree import Tree, merge, to_tree
 from cosmos_predict.errors import ConfigError
@@ -87,16 +87,14 @@ def register_group(group: str, path: str, keep: Sequence[str] = ()) -> None:
 
 
 def register_choice(group: str, name: str, source: Source) -> None:
-    """Register `group=name`. A choice with a `_target_` replaces the node, one without is merged into it."""
+    """Register `group=name`. A choice with a `_target_` replaces the node, one without is merged into it.
+
+    What it has under `_with_` is merged into the whole config: what the choice cannot do without elsewhere.
+    """
     choices = _groups.setdefault(group, Group(group)).choices
     if name in choices:
         raise ConfigError(f"choice {group}={name} is registered twice")
     choices[name] = source
-
-
-def choice(group: str, name: str, **values: Any) -> LazyDict:
-    """The tree of a registered choice with `values` on top: for experiments that start from one."""
-    return lazy_dict({**_build(_find_choice(group, name), f"choice {group}={name}"), **values})
 
 
 def get_experiment(name: str) -> Experiment:
@@ -126,6 +124,7 @@ def group_names() -> set[str]:
 def apply_choice(tree: Tree, group: str, name: str) -> None:
     """Put `group=name` onto a plain tree in place. ConfigError with the nearest names where there is no such choice."""
     new = _build(_find_choice(group, name), f"choice {group}={name}")
+    merge(tree, new.pop("_with_", {}))
     path, keep = _groups[group].path, _groups[group].keep
     parent: Any = tree
     for part in path.split(".")[:-1]:

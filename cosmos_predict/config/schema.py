@@ -20,6 +20,7 @@ from cosmos_predict.errors import ConfigError
 
 NEVER = 999_999_999  # the published "never" of counts of iterations
 CHECKPOINT_TYPES = ("predict2", "predict1")
+RESUME_PARTS = ("model", "optim", "scheduler", "trainer")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 CHECKPOINTING = ("none", "full", "selective")
 
@@ -76,6 +77,7 @@ class TrainerConfig(Freezable):
     activation_checkpointing: str = "none"  # or "full", "selective": keep attention's result, compute the rest again
     checkpoint_every_n_blocks: int = 1  # of which blocks
     compile: bool = False  # compile the network's blocks
+    deterministic: bool = False  # only kernels that repeat bit for bit; slower on a GPU (a CPU's do anyhow)
     clip_norm: float = 1.0  # largest global gradient norm; inf only measures
     grad_force_finite: bool = False  # set non-finite gradient entries to 0 (published) instead of skipping the update
     logging_iter: int = 10
@@ -101,12 +103,13 @@ class CheckpointConfig(Freezable):
 
     type: str = "predict2"  # layout of the published files
     save_iter: int = NEVER
+    async_save: bool = True  # write while training goes on, from a copy in host memory
     keep_last_k: int | None = None  # None keeps all
     load_path: str | None = ""  # base checkpoint; "" or null starts from scratch
-    load_training_state: bool = False
-    only_load_scheduler_state: bool = False
-    strict_resume: bool = True
-    keys_not_to_resume: list[str] = attrs.field(factory=list)
+    load_training_state: bool = False  # a new run goes on with optimizer and iteration of the run that load_path is
+    only_load_scheduler_state: bool = False  # or with its place in the schedule alone
+    strict_resume: bool = True  # False: tensors that do not fit are reported and left as they are
+    keys_not_to_resume: list[str] = attrs.field(factory=list)  # of RESUME_PARTS
 
 
 @attrs.define(slots=False, on_setattr=attrs.setters.NO_OP)
@@ -157,11 +160,18 @@ class Config(Freezable):
         if self.checkpoint.type not in CHECKPOINT_TYPES:
             hint = did_you_mean(self.checkpoint.type, CHECKPOINT_TYPES)
             raise ConfigError(f"checkpoint.type={self.checkpoint.type!r} is not a layout: {hint}")
-        needed = ["model", "optimizer", "scheduler", "dataloader_train"]
-        needed += ["dataloader_val"] if self.trainer.run_validation else []
-        for key in needed:
+        for part in self.checkpoint.keys_not_to_resume:
+            if part not in RESUME_PARTS:
+                hint = did_you_mean(part, RESUME_PARTS)
+                raise ConfigError(f"checkpoint.keys_not_to_resume: {part!r} is no part of a run's state: {hint}")
+        for key in ("model", "optimizer", "scheduler", "dataloader_train"):
             if getattr(self, key) is None or TARGET not in getattr(self, key):
                 raise ConfigError(f"{key} is not set: choose an experiment (experiment=NAME; --list shows them)")
+        if self.trainer.run_validation and self.dataloader_val is not None and TARGET not in self.dataloader_val:
+            raise ConfigError(
+                f"dataloader_val={dict(self.dataloader_val)} names no loader: choose one (val=video_folder), or set "
+                "dataloader_val=null to validate on windows of the training clips that training leaves out"
+            )
 
 
 S = TypeVar("S", bound=Freezable)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,10 +13,10 @@ import torch
 from cosmos_predict.data.video_reader import is_image, is_video
 from cosmos_predict.errors import DataError
 from cosmos_predict.io.atomic import atomic_write_text
+from cosmos_predict.io.embedding_index import EMBEDDING_SUFFIXES
 from cosmos_predict.io.embeddings import read_embedding
 
 TEXT_LENGTH = 512
-EMBEDDING_SUFFIXES = (".safetensors", ".pickle", ".pkl", ".npy", ".pth", ".pt")
 
 
 class Encoder(Protocol):
@@ -39,7 +38,7 @@ def load_text(source: str | Path | np.ndarray) -> tuple[torch.Tensor, torch.Tens
     array = source if isinstance(source, np.ndarray) else read_embedding(source)
     rows = min(len(array), TEXT_LENGTH)
     embeddings = torch.zeros(TEXT_LENGTH, array.shape[1])
-    embeddings[:rows] = torch.from_numpy(array[:rows].astype(np.float32))
+    embeddings[:rows] = torch.from_numpy(array[:rows])
     return embeddings, (torch.arange(TEXT_LENGTH) < rows).long()
 
 
@@ -51,22 +50,6 @@ def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
         for path in sorted(paths, key=lambda path: -suffixes.index(path.suffix.lower())):
             found[path.stem] = path
     return found
-
-
-def check_same_encoder(folder: Path, encoder: Encoder) -> None:
-    """Raise DataError where the note beside `folder` says that another encoder made the embeddings in it."""
-    note = folder.with_name(f"{folder.name}.json")
-    if not note.is_file():
-        return
-    try:
-        made_by = json.loads(note.read_text(encoding="utf-8"))["text_encoder"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{note} does not name the text encoder of {folder}; remove it") from error
-    if made_by != encoder.name:
-        raise DataError(
-            f"the embeddings in {folder} were made by the text encoder {made_by!r} (says {note.name}), text_encoder is "
-            f"{encoder.name!r}; embeddings of two encoders cannot be mixed: use one, or remove the files"
-        )
 
 
 def encode_texts(encoder: Encoder, captions: Mapping[str, str], batch_size: int = 8) -> dict[str, np.ndarray]:

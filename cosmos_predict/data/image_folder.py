@@ -38,6 +38,7 @@ class ImageFolderDataset(VideoFolderDataset):
         strict: bool = False,
         max_bad_share: float = 0.1,
         text_encoder: Encoder | None = None,
+        aspect_buckets: bool = False,
     ) -> None:
         if num_frames != 1:
             raise DataError(f"num_frames={num_frames}: an image dataset has samples of 1 frame; use data=video_folder")
@@ -52,6 +53,7 @@ class ImageFolderDataset(VideoFolderDataset):
             strict=strict,
             max_bad_share=max_bad_share,
             text_encoder=text_encoder,
+            aspect_buckets=aspect_buckets,
         )
 
     def _probe(self, path: Path) -> VideoInfo:

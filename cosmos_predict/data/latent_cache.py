@@ -3,6 +3,9 @@
     <cache_dir>/index.json                    the key (below), and the clips in their order once all are written
     <cache_dir>/latents/<clip>.safetensors    latent (n, C, t, h, w), start (n,), padding_mask, image_size, t5_xxl (m, 1024)
 
+A file per clip, each written whole or not at all, so an interrupted run goes on where it was. Clips of a bucket have the
+shape of their bucket.
+
 Cached are the windows that start at multiples of `start_interval`, since causal tokenizers encode a window's first frame
 in its own way: latents of one window cannot be cut out of another. `LatentCacheDataset` then has, for each sample number,
 the window that `VideoFolderDataset` with the same seed and `start_interval` has; with start_interval=1 that is every
@@ -28,7 +31,7 @@ from tqdm import tqdm
 from cosmos_predict.config.lazy import configurable
 from cosmos_predict.data import clip_sampler
 from cosmos_predict.data.captions import load_text
-from cosmos_predict.data.loader import item_index
+from cosmos_predict.data.loader import BatchPlan
 from cosmos_predict.data.video_folder import Clip, VideoFolderDataset
 from cosmos_predict.errors import ConfigError, DataError
 from cosmos_predict.io.atomic import atomic_path, atomic_write_text
@@ -36,7 +39,7 @@ from cosmos_predict.io.embeddings import read_embedding
 
 INDEX_NAME = "index.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_FORMAT = 1
+_FORMAT = 2
 _MAKE = "python scripts/cache_latents.py --output_dir {} -- experiment=NAME"
 
 
@@ -46,6 +49,7 @@ class TokenizerSource(Protocol):
     name: str
     path: str
     options: dict[str, Any]
+    dtype: str | None
 
 
 @dataclass
@@ -72,6 +76,8 @@ def cache_key(dataset: VideoFolderDataset, tokenizer: TokenizerSource, dtype: st
         "fps": dataset.fps,
         "sequence_interval": dataset.sequence_interval,
         "start_interval": dataset.start_interval,
+        "shapes": sorted([frames, *size] for frames in dataset.lengths for size in dataset.sizes),
+        "text_encoder": next(iter(dataset.text_encoders), ""),
         "dtype": dtype,
     }
 
@@ -120,7 +126,9 @@ def write_cache(
             continue
         report.windows += len(windows)
         report.bytes += target.stat().st_size
-        clips.append({"name": clip.name, "windows": len(windows), "fps": dataset.clip_fps(clip)})
+        clips.append(
+            {"name": clip.name, "windows": len(windows), "fps": dataset.clip_fps(clip), "shape": list(clip.shape)}
+        )
     if not clips:
         raise DataError(f"{cache_dir}: no clip could be cached: {next(iter(report.failed.values()))}")
     atomic_write_text(index_file, json.dumps({"key": key, "clips": clips}, indent=1))
@@ -164,7 +172,7 @@ class LatentCacheDataset(Dataset[dict[str, Any]]):
 
     Args:
         cache_dir: the folder that `scripts/cache_latents.py` wrote.
-        num_frames, video_size, fit, fps, sequence_interval: as in `VideoFolderDataset`.
+        num_frames, video_size, fit, fps, sequence_interval: as in `VideoFolderDataset`. Its buckets are the cache's own.
         seed, shuffle: of the order and the windows.
         tokenizer: the run's; name, options and (where its file is there) the file's hash are compared. None: not compared.
 
@@ -185,7 +193,7 @@ class LatentCacheDataset(Dataset[dict[str, Any]]):
         shuffle: bool = True,
         tokenizer: TokenizerSource | None = None,
     ) -> None:
-        self.cache_dir, self.seed, self.shuffle = Path(cache_dir), int(seed), shuffle
+        self.cache_dir, self.seed = Path(cache_dir), int(seed)
         self.num_frames, self.video_size = int(num_frames), (int(video_size[0]), int(video_size[1]))
         index = _read_index(self.cache_dir)
         wanted = {
@@ -202,13 +210,22 @@ class LatentCacheDataset(Dataset[dict[str, Any]]):
         if index["clips"] is None:
             raise DataError(f"{self.cache_dir}: the cache is not finished; run again: {_MAKE.format(self.cache_dir)}")
         self.key, self.clips = index["key"], index["clips"]
+        self.shapes = [tuple(clip["shape"]) for clip in self.clips]
+        self.text_encoders = {self.key["text_encoder"]: self.cache_dir} if self.key["text_encoder"] else {}
+        self.plan = BatchPlan(self.shapes, self.seed, shuffle)
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, sample_number: int) -> dict[str, Any]:
         """Return global sample `sample_number`; raises DataError naming a file that is missing or damaged."""
-        clip = self.clips[item_index(sample_number, len(self), self.seed, shuffle=self.shuffle)]
+        return self.__getitems__([sample_number])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the samples of the micro-batch of consecutive `numbers`, all of one bucket; raises as `dataset[n]`."""
+        return [self._sample(self.clips[item], n) for item, n in zip(self.plan.items(numbers), numbers, strict=True)]
+
+    def _sample(self, clip: Mapping[str, Any], sample_number: int) -> dict[str, Any]:
         window = clip_sampler.draw_start(clip["windows"] - 1, seed=self.seed, sample_number=sample_number)
         path = self.cache_dir / "latents" / f"{clip['name']}.safetensors"
         try:
@@ -223,7 +240,7 @@ class LatentCacheDataset(Dataset[dict[str, Any]]):
             "t5_text_embeddings": embeddings,
             "t5_text_mask": mask,
             "fps": float(clip["fps"]),
-            "num_frames": self.num_frames,
+            "num_frames": clip["shape"][0],
             "image_size": small["image_size"],
             "padding_mask": small["padding_mask"].float(),
             "video_name": {"latent_path": str(path), "start_frame_id": str(int(small["start"][window]))},
@@ -234,6 +251,7 @@ class LatentCacheDataset(Dataset[dict[str, Any]]):
 def _tokenizer_key(tokenizer: TokenizerSource, missing_ok: bool = False) -> dict[str, Any]:
     """Name, options and file hash; without the hash where the file is not there and `missing_ok`."""
     key = {"tokenizer": tokenizer.name, "tokenizer_options": json.loads(json.dumps(dict(tokenizer.options)))}
+    key["tokenizer_dtype"] = tokenizer.dtype
     path = tokenizer.path or (tokenizer.name if "/" in tokenizer.name else "")
     if path and Path(path).exists():
         key["tokenizer_file"] = _content_hash(Path(path))

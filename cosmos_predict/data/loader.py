@@ -3,12 +3,16 @@
 Datasets of this package take a GLOBAL SAMPLE NUMBER n = 0, 1, 2, ... in `dataset[n]`, without end; `len(dataset)` is
 the number of items in an epoch. n decides the item (a permutation per epoch) and every random draw for the sample, so
 that neither rank, worker, accumulation nor a restart changes what sample n is.
+
+Where samples differ in shape, the B consecutive numbers of a micro-batch go to `dataset.__getitems__` together:
+micro-batch n // B decides the bucket (`BatchPlan`) or the dataset (`cosmos_predict.data.mixed`). Then B is part of the
+order: another batch size reads other items.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cosmos_predict.config.lazy import configurable
-from cosmos_predict.errors import ConfigError
+from cosmos_predict.errors import ConfigError, CosmosPredictError
 from cosmos_predict.randomness import numpy_generator
 
 
@@ -31,9 +35,65 @@ def item_index(sample_number: int, num_items: int, seed: int, *, shuffle: bool =
     return int(_epoch_order(num_items, seed, epoch)[position]) if shuffle else position
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def _epoch_order(num_items: int, seed: int, epoch: int) -> np.ndarray:
     return numpy_generator(seed, epoch, "epoch order").permutation(num_items)
+
+
+class BatchPlan:
+    """Which items the samples of a micro-batch take, all of one bucket.
+
+    A bucket is an endless stream of its items, in a new order every epoch, cut into micro-batches of B. To epoch e belong
+    those of a bucket of n items that end in it, number floor(e n / B) to floor((e + 1) n / B), all buckets' in an order of
+    the epoch's own. So no item is lost or read more often than another: the at most B - 1 items of a bucket that fill no
+    micro-batch open its first one of the next epoch. With one bucket this is `item_index`.
+
+    Args:
+        buckets: the bucket of every item, any hashable values.
+        seed, shuffle: as in `item_index`; without `shuffle` an epoch goes through one bucket after the other.
+    """
+
+    def __init__(self, buckets: Sequence[Hashable], seed: int, shuffle: bool = True) -> None:
+        members: dict[Hashable, list[int]] = {}
+        for item, bucket in enumerate(buckets):
+            members.setdefault(bucket, []).append(item)
+        self.members, self.seed, self.shuffle = list(members.values()), seed, shuffle
+
+    def items(self, numbers: Sequence[int]) -> list[int]:
+        """Return the items of the micro-batch of consecutive sample `numbers`."""
+        size = len(numbers)
+        if len(self.members) < 2:
+            return [item_index(n, sum(map(len, self.members)), self.seed, shuffle=self.shuffle) for n in numbers]
+        bucket, batch = self._batch(int(numbers[0]) // size, size)
+        members = self.members[bucket]
+        stream = range(batch * size, (batch + 1) * size)
+        return [members[item_index(n, len(members), self.seed, shuffle=self.shuffle)] for n in stream]
+
+    def _batch(self, number: int, size: int) -> tuple[int, int]:
+        """Return the bucket of micro-batch `number` and how many of that bucket come before it."""
+        counts = [len(members) for members in self.members]
+        # This epoch or a later one: at most e * items / B micro-batches come before epoch e.
+        epoch = number * size // sum(counts)
+        while sum((epoch + 1) * n // size for n in counts) <= number:
+            epoch += 1
+        starts = [epoch * n // size for n in counts]
+        lengths = [(epoch + 1) * n // size - start for n, start in zip(counts, starts, strict=True)]
+        order, position = _bucket_order(tuple(lengths), self.seed, epoch, self.shuffle), number - sum(starts)
+        bucket = int(order[position])
+        return bucket, starts[bucket] + int(np.count_nonzero(order[:position] == bucket))
+
+
+@functools.lru_cache(maxsize=4)
+def _bucket_order(lengths: tuple[int, ...], seed: int, epoch: int, shuffle: bool) -> np.ndarray:
+    """Return the buckets of an epoch's micro-batches, `lengths[b]` of bucket b; those of one bucket keep their order."""
+    order = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    return numpy_generator(seed, epoch, "bucket order").permutation(order) if shuffle else order
+
+
+def read_batch(dataset: Dataset[Any], numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the samples of the micro-batch of consecutive `numbers`, all of one shape."""
+    together = getattr(dataset, "__getitems__", None)
+    return together(list(numbers)) if together else [dataset[n] for n in numbers]
 
 
 class SampleNumbers(Sampler[list[int]]):
@@ -94,7 +154,7 @@ def build_dataloader(
     Raises:
         ConfigError: sizes that do not fit.
     """
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=SampleNumbers(batch_size, rank, world, start_sample, num_batches),
         num_workers=num_workers,
@@ -102,3 +162,14 @@ def build_dataloader(
         pin_memory=pin_memory,
         generator=torch.Generator(),  # its own: an iterator draws a seed, which must not move the run's generator
     )
+
+
+class _Loader(DataLoader[Any]):
+    """A loader that raises a worker's errors with their message alone, not with the worker's traceback in it."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except CosmosPredictError as error:
+            name = f"{type(error).__module__}.{type(error).__qualname__}: "
+            raise type(error)(str(error).rpartition(name)[2].strip()) from error

@@ -130,18 +130,30 @@ def normalize_video(video: torch.Tensor, dtype: torch.dtype = torch.float32) -> 
     return video.to(dtype) / 127.5 - 1
 
 
-def nearest_bucket(resolution: str, height: int, width: int) -> tuple[str, tuple[int, int]]:
-    """Return the aspect ratio and (H, W) of the bucket of `resolution` closest in shape to `height` x `width`.
+def video_to_uint8(video: torch.Tensor) -> torch.Tensor:
+    """Return pixels of a video in [-1, 1], any shape and dtype, as uint8: clamped, floor((x + 1) * 127.5 + 0.5)."""
+    return ((video.float().clamp(-1, 1) + 1) * 127.5 + 0.5).floor().to(torch.uint8)
 
-    Raises:
-        DataError: an unknown resolution; the message lists the known ones.
+
+def nearest_size(sizes: Sequence[tuple[int, int]], height: int, width: int) -> tuple[int, int]:
+    """Return the (H, W) of `sizes` whose aspect ratio is closest to that of `height` x `width`."""
+    return min(sizes, key=lambda size: abs(math.log(size[1] * height / (size[0] * width))))
+
+
+def aspect_sizes(size: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the (H, W) of the aspect buckets at the resolution of `size` = (H, W).
+
+    The published sizes where `size` is one of them; else `size` itself, and for the other published ratios sizes of about
+    its area that are multiples of 16.
     """
-    if resolution not in RESOLUTION_BUCKETS:
-        raise DataError(f"unknown resolution {resolution!r}; known: {', '.join(RESOLUTION_BUCKETS)}")
-    buckets = RESOLUTION_BUCKETS[resolution]
-    shape = math.log(width / height)
-    ratio = min(buckets, key=lambda name: abs(math.log(buckets[name][0] / buckets[name][1]) - shape))
-    return ratio, (buckets[ratio][1], buckets[ratio][0])
+    height, width = (int(value) for value in size)
+    for published in RESOLUTION_BUCKETS.values():
+        if (width, height) in published.values():
+            return [(h, w) for w, h in published.values()]
+    ratios = {w / h for w, h in ((1, 1), (4, 3), (3, 4), (16, 9), (9, 16))}
+    others = sorted(ratios - {min(ratios, key=lambda ratio: abs(math.log(ratio * height / width)))})
+    sides = [((height * width / ratio) ** 0.5, (height * width * ratio) ** 0.5) for ratio in others]
+    return [(height, width), *((max(16, round(h / 16) * 16), max(16, round(w / 16) * 16)) for h, w in sides)]
 
 
 def _each_frame(frames: torch.Tensor, resize: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:

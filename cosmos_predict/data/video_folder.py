@@ -5,11 +5,13 @@
     <dataset_dir>/t5_xxl/<name>.safetensors    text embedding (n, 1024); .pickle and .pkl are read too
 
 The folder is checked when the dataset is made: what is unusable is skipped and reported by name. A clip that fails
-later is replaced by one that (seed, sample number) decide, named in the log and counted; too many are an error.
+later is replaced by one that (seed, sample number) decide, named in the log and counted over all workers of a rank; too
+many are an error. Samples have one shape, or that of their clip's bucket (`aspect_buckets`, `length_buckets`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -29,30 +31,36 @@ from cosmos_predict.data.captions import (
     EMBEDDING_SUFFIXES,
     Encoder,
     caption_of,
-    check_same_encoder,
     encode_texts,
     files_by_stem,
     load_text,
 )
-from cosmos_predict.data.loader import item_index
+from cosmos_predict.data.loader import BatchPlan
 from cosmos_predict.data.video_reader import VideoInfo
 from cosmos_predict.errors import DataError
 from cosmos_predict.io.atomic import atomic_write_text
+from cosmos_predict.io.embedding_index import check_same_encoder, read_index
 from cosmos_predict.randomness import numpy_generator
 
 INDEX_NAME = ".video_index.json"
 # Below this many clips a folder is probed in about a second, and no index is written into it.
 _INDEX_FROM = 200
+# A share of bad clips is judged on at least so many clips read, or on the whole folder.
+_JUDGED_FROM = 200
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A usable clip: its name, files, and what the video holds. embedding: None where its caption was encoded at start."""
+    """A usable clip: its name, files, what the video holds, and the (T, H, W) of its samples.
+
+    embedding: None where its caption was encoded at start.
+    """
 
     name: str
     video: Path
     embedding: Path | None
     info: VideoInfo
+    shape: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -93,10 +101,14 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         seed: of the order and the windows; one per run.
         shuffle: an order of its own per epoch; False = by name.
         strict: any unusable clip is an error, now or later.
-        max_bad_share: more than this share of clips (and more than one) failing while reading is an error.
+        max_bad_share: more than this share of clips (and more than one) that cannot be read, now or later, is an error.
         backend: the decoder (`video_reader.read_frames`).
         text_encoder: encodes, when the dataset is made, the captions that have no embedding file; None = such clips are
             skipped. It is not kept, so workers do not hold it.
+        aspect_buckets: samples have the size, at the resolution of `video_size` (`transforms.aspect_sizes`), that is
+            closest in shape to their clip, in place of `video_size`.
+        length_buckets: shorter numbers of frames, for clips that are too short for `num_frames`: each takes the longest
+            that it has room for. Numbers from `num_frames` on have no effect.
 
     Raises:
         DataError: a folder that is missing, empty, without embeddings (the message names the command that makes
@@ -121,6 +133,8 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         backend: str = "auto",
         start_interval: int = 1,
         text_encoder: Encoder | None = None,
+        aspect_buckets: bool = False,
+        length_buckets: Sequence[int] = (),
     ) -> None:
         if fit not in transforms.FIT_POLICIES:
             raise DataError(f"unknown fit policy {fit!r}; known: {', '.join(transforms.FIT_POLICIES)}")
@@ -135,22 +149,41 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         self.fps, self.sequence_interval, self.start_interval = fps, int(sequence_interval), int(start_interval)
         self.seed, self.shuffle, self.strict, self.backend = int(seed), shuffle, strict, backend
         self.max_bad_share = max_bad_share
+        self.sizes = transforms.aspect_sizes(self.video_size) if aspect_buckets else [self.video_size]
+        shorter = sorted((int(n) for n in length_buckets if n < self.num_frames), reverse=True)
+        self.lengths = [self.num_frames, *shorter]
         self.texts: dict[str, np.ndarray] = {}
+        self.text_encoders: dict[str, Path] = {}  # which made the embeddings, as far as known, and where
         self.clips, self.report = self._scan(text_encoder)
+        self.shapes = [clip.shape for clip in self.clips]
+        self.plan = BatchPlan(self.shapes, self.seed, shuffle)
         self.bad: dict[int, str] = {}
+        # Shared with the workers: which clips any of them has read, and which of those were bad.
+        self._read, self._bad = torch.zeros(2, len(self.clips), dtype=torch.bool).share_memory_()
         if self.report.skipped and strict:
             raise DataError(f"strict=True refuses an incomplete folder; {self.report}")
         (logger.warning if self.report.skipped else logger.info)("{}", self.report)
+        names = [clip.video.name for clip in self.clips]
+        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+        logger.info("reading from {}: {}{}", self.clips[0].video.parent, ", ".join(names[:20]), more)
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, sample_number: int) -> dict[str, Any]:
         """Return global sample `sample_number`; raises DataError where a clip fails and `strict`, or too many do."""
-        item = item_index(sample_number, len(self), self.seed, shuffle=self.shuffle)
+        return self.__getitems__([sample_number])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the samples of the micro-batch of consecutive `numbers`, all of one bucket; raises as `dataset[n]`."""
+        return [self._sample(item, n) for item, n in zip(self.plan.items(numbers), numbers, strict=True)]
+
+    def _sample(self, item: int, sample_number: int) -> dict[str, Any]:
+        shape = self.shapes[item]
         for candidate in itertools.chain([item], self._replacements(item, sample_number)):
+            self._read[candidate] = True
             try:
-                return self._load(self.clips[candidate], sample_number)
+                return self._load(dataclasses.replace(self.clips[candidate], shape=shape), sample_number)
             except (DataError, OSError) as error:
                 if self.strict:
                     raise
@@ -164,7 +197,7 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         if self.fps is None:
             return clip_sampler.sample_window(
                 clip.info.frames,
-                self.num_frames,
+                clip.shape[0],
                 seed=self.seed,
                 sample_number=sample_number,
                 interval=self.sequence_interval,
@@ -172,7 +205,7 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
             )
         return clip_sampler.sample_window_at_fps(
             _times(clip.video, clip.info),
-            self.num_frames,
+            clip.shape[0],
             self.fps,
             seed=self.seed,
             sample_number=sample_number,
@@ -183,17 +216,17 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         """Return the frame numbers (n, T) int64 of all windows that samples of `clip` are drawn from, by their start."""
         if self.fps is None:
             return clip_sampler.enumerate_windows(
-                clip.info.frames, self.num_frames, interval=self.sequence_interval, start_interval=self.start_interval
+                clip.info.frames, clip.shape[0], interval=self.sequence_interval, start_interval=self.start_interval
             )
         times = _times(clip.video, clip.info)
-        last = clip_sampler.last_start_at_fps(times, self.num_frames, self.fps)
+        last = clip_sampler.last_start_at_fps(times, clip.shape[0], self.fps)
         starts = range(0, last + 1, self.start_interval)
-        return np.stack([clip_sampler.window_at_fps(times, start, self.num_frames, self.fps) for start in starts])
+        return np.stack([clip_sampler.window_at_fps(times, start, clip.shape[0], self.fps) for start in starts])
 
     def read(self, clip: Clip, ids: np.ndarray) -> transforms.FittedFrames:
-        """Return the frames numbered `ids` of a clip at the dataset's size; raises DataError where they cannot be read."""
+        """Return the frames numbered `ids` of a clip at its samples' size; raises DataError where they cannot be read."""
         frames = torch.from_numpy(self._frames(clip, ids))
-        return transforms.fit_frames(frames.permute(0, 3, 1, 2), self.video_size, self.fit)
+        return transforms.fit_frames(frames.permute(0, 3, 1, 2), clip.shape[1:], self.fit)
 
     def clip_fps(self, clip: Clip) -> float:
         """Return the frames per second of the samples of a clip."""
@@ -214,7 +247,7 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
             "t5_text_embeddings": embeddings,
             "t5_text_mask": mask,
             "fps": self.clip_fps(clip),
-            "num_frames": self.num_frames,
+            "num_frames": clip.shape[0],
             "image_size": fitted.image_size,
             "padding_mask": fitted.padding_mask,
             "video_name": {
@@ -226,21 +259,28 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         }
 
     def _replacements(self, item: int, sample_number: int) -> Iterable[int]:
-        """Up to eight other items, in an order that only (seed, sample number) decide; drawn when first needed."""
+        """Up to eight other items with as many frames, in an order that only (seed, sample number) decide, those of the
+        same bucket first; drawn when first needed."""
         order = numpy_generator(self.seed, sample_number, "replacement").permutation(len(self))
-        yield from [int(other) for other in order if other != item][:8]
+        others = [int(other) for other in order if other != item and self.shapes[other][0] >= self.shapes[item][0]]
+        yield from sorted(others, key=lambda other: self.shapes[other] != self.shapes[item])[:8]
 
     def _note_failure(self, item: int, error: Exception) -> None:
         if item in self.bad:
             return
         self.bad[item] = str(error)
-        logger.warning(
-            "{}: replaced by another clip ({} failed so far): {}", self.clips[item].video, len(self.bad), error
-        )
-        if len(self.bad) > max(1.0, self.max_bad_share * len(self)):
+        known, self._bad[item] = bool(self._bad[item]), True
+        bad, read = int(self._bad.sum()), int(self._read.sum())
+        if not known:  # by another worker, which has named it
+            logger.warning("{}: replaced by another clip ({} failed so far): {}", self.clips[item].video, bad, error)
+        self._refuse(bad, max(read, min(len(self), _JUDGED_FROM)), self._bad_listing())
+
+    def _refuse(self, bad: int, read: int, listing: str) -> None:
+        """Raise DataError where `bad` of `read` clips are more than `max_bad_share`, and more than one."""
+        if bad > max(1.0, self.max_bad_share * read):
             raise DataError(
-                f"{self.dataset_dir}: {len(self.bad)} of {len(self)} clips cannot be read, more than max_bad_share="
-                f"{self.max_bad_share:g}: {self._bad_listing()}"
+                f"{self.dataset_dir}: {bad} of {read} clips cannot be read, more than max_bad_share="
+                f"{self.max_bad_share:g}: {listing}"
             )
 
     def _bad_listing(self) -> str:
@@ -262,8 +302,10 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         embeddings, captions = files_by_stem(text_dir, EMBEDDING_SUFFIXES), files_by_stem(folder / "metas", (".txt",))
         if not embeddings and encoder is None:
             raise DataError(f"{text_dir}: no text embeddings; make them with: {make_text}")
-        if embeddings and encoder is not None:
-            check_same_encoder(text_dir, encoder)
+        made_by = read_index(text_dir).text_encoder if embeddings else ""
+        if encoder is not None:
+            remedy = "use one, or remove the files"
+            check_same_encoder(made_by, encoder.name, text_dir, "the dataset's text_encoder", remedy)
         infos = _probe_all(files, folder / INDEX_NAME, self._probe)
         clips: list[Clip] = []
         skipped: list[tuple[str, str]] = []
@@ -278,26 +320,37 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
                     texts[path.stem] = caption_of(captions[path.stem])
                 if isinstance(info, str):
                     raise DataError(info)
-                self._check_length(path, info)
-                clips.append(Clip(path.stem, path, embedding, info))
+                size = transforms.nearest_size(self.sizes, info.height, info.width)
+                clips.append(Clip(path.stem, path, embedding, info, (self._length(path, info), *size)))
             except DataError as error:
                 skipped.append((path.name, str(error)))
         frames, seconds = sum(clip.info.frames for clip in clips), sum(clip.info.duration for clip in clips)
         report = FolderReport(folder, len(files), len(clips), frames, seconds / 3600, tuple(skipped))
         if not clips:
             raise DataError(f"no usable clip. {report}")
+        broken = [(path.name, info) for path, info in zip(files, infos, strict=True) if isinstance(info, str)]
+        self._refuse(len(broken), len(files), _listing(broken))
+        made_by = encoder.name if encoder is not None else made_by
+        self.text_encoders = {made_by: text_dir} if made_by else {}
         missing = {clip.name: texts[clip.name] for clip in clips if clip.embedding is None}
         if missing and encoder is not None:
             logger.info("{}: encoding {} captions that have no embedding file", folder, len(missing))
             self.texts = encode_texts(encoder, missing)
         return clips, report
 
-    def _check_length(self, video: Path, info: VideoInfo) -> None:
-        """Raise DataError where the clip has no window."""
-        if self.fps is None:
-            clip_sampler.last_start(info.frames, self.num_frames, self.sequence_interval)
-        else:
-            clip_sampler.last_start_at_fps(_times(video, info), self.num_frames, self.fps)
+    def _length(self, video: Path, info: VideoInfo) -> int:
+        """Return the longest number of frames that the clip has a window of; raises DataError where there is none."""
+        for length in self.lengths:
+            try:
+                if self.fps is None:
+                    clip_sampler.last_start(info.frames, length, self.sequence_interval)
+                else:
+                    clip_sampler.last_start_at_fps(_times(video, info), length, self.fps)
+                return length
+            except DataError:
+                if length == self.lengths[-1]:
+                    raise
+        raise AssertionError("unreachable: there is at least one length")
 
 
 def _times(video: Path, info: VideoInfo) -> np.ndarray:

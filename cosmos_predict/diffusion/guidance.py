@@ -32,13 +32,9 @@ def cfg_branches(guidance: float) -> list[Branch]:
 
 def trajectory_branches(guidance: float, trajectory_guidance: float) -> list[Branch]:
     """Return the branches of cond + g (cond - uncond) + g2 (trajectory only - uncond), `uncond` dropping both."""
-    return merge_branches(
-        [
-            Branch(1 + guidance),
-            Branch(-guidance - trajectory_guidance, frozenset({"text", "trajectory"})),
-            Branch(trajectory_guidance, frozenset({"text"})),
-        ]
-    )
+    text, both = frozenset({"text"}), frozenset({"text", "trajectory"})
+    uncond, trajectory_only = Branch(-guidance - trajectory_guidance, both), Branch(trajectory_guidance, text)
+    return merge_branches([Branch(1 + guidance), uncond, trajectory_only])
 
 
 def merge_branches(branches: Sequence[Branch], droppable: Collection[str] | None = None) -> list[Branch]:

@@ -48,10 +48,8 @@ def weighted_mse(
     10). Raises ValueError for shapes that differ, ConfigError for an unknown `reduce`.
     """
     if x0.shape != prediction.shape or x0.ndim != 5:
-        raise ValueError(
-            f"loss got a latent of shape {tuple(x0.shape)} and a prediction of shape {tuple(prediction.shape)}; "
-            "expected the same (B, C, T, H, W)"
-        )
+        shapes = f"a latent of shape {tuple(x0.shape)} and a prediction of shape {tuple(prediction.shape)}"
+        raise ValueError(f"loss got {shapes}; expected the same (B, C, T, H, W)")
     dtype = torch.promote_types(torch.promote_types(x0.dtype, prediction.dtype), torch.float32)
     square = (x0.to(dtype) - prediction.to(dtype)) ** 2
     weighted = expand_like(weight, x0) * square

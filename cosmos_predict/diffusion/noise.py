@@ -43,15 +43,11 @@ class LogNormal:
     def __post_init__(self) -> None:
         _require_ratio(self.high_sigma_ratio)
         if not (self.p_std >= 0 and self.multiplier > 0):
-            raise ConfigError(
-                f"LogNormal has p_std {self.p_std} and multiplier {self.multiplier}; "
-                "expected p_std >= 0 and multiplier > 0"
-            )
-        if not 0 < self.high_sigma_min <= self.high_sigma_max:
-            raise ConfigError(
-                f"LogNormal high sigma range is [{self.high_sigma_min}, {self.high_sigma_max}]; "
-                "expected 0 < high_sigma_min <= high_sigma_max"
-            )
+            what = f"p_std {self.p_std} and multiplier {self.multiplier}"
+            raise ConfigError(f"LogNormal has {what}; expected p_std >= 0 and multiplier > 0")
+        low, high = self.high_sigma_min, self.high_sigma_max
+        if not 0 < low <= high:
+            raise ConfigError(f"high sigma range is [{low}, {high}]; expected 0 < high_sigma_min <= high_sigma_max")
 
     def sample(self, u: Tensor, mask_u: Tensor | None = None, high_u: Tensor | None = None) -> Tensor:
         """Return sigmas, float32 of u's shape, from uniforms in (0, 1); see the module's text for the three."""
@@ -86,15 +82,11 @@ class ShiftedLogitNormal:
     def __post_init__(self) -> None:
         _require_ratio(self.high_sigma_ratio)
         if not (self.shift > 0 and self.num_timesteps >= 1):
-            raise ConfigError(
-                f"ShiftedLogitNormal has shift {self.shift} and num_timesteps {self.num_timesteps}; "
-                "expected shift > 0 and num_timesteps >= 1"
-            )
+            what = f"shift {self.shift} and num_timesteps {self.num_timesteps}"
+            raise ConfigError(f"ShiftedLogitNormal has {what}; expected shift > 0 and num_timesteps >= 1")
         if self.high_sigma_ratio > 0 and not self._high_entries().any():
-            raise ConfigError(
-                f"no timestep of ShiftedLogitNormal lies in [{self.high_timestep_min}, {self.high_timestep_max}]; "
-                "expected a range within (0, 1000]"
-            )
+            given = f"[{self.high_timestep_min}, {self.high_timestep_max}]"
+            raise ConfigError(f"no timestep of ShiftedLogitNormal lies in {given}; expected a range within (0, 1000]")
 
     def flow_times(self) -> Tensor:
         """Return the table of flow times, float64 (num_timesteps,), descending from 1."""

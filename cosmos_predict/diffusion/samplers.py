@@ -30,16 +30,8 @@ from cosmos_predict.errors import ConfigError
 Denoise = Callable[[Tensor, Tensor], Tensor]
 OnStep = Callable[[int, Tensor, Tensor], None]
 
-# Evaluations of `denoise` per step, and after the last step. The RES solvers end in one evaluation at sigma_min.
-SOLVERS: dict[str, tuple[int, int]] = {
-    "2ab": (1, 1),
-    "1euler": (1, 1),
-    "2mid": (2, 1),
-    "2heun_edm": (2, 1),
-    "euler": (1, 0),
-    "unipc": (1, 0),
-    "distilled": (1, 0),
-}
+# Evaluations of `denoise` per step. The RES solvers end in one more, at sigma_min.
+SOLVERS = {"2ab": 1, "1euler": 1, "2mid": 2, "2heun_edm": 2, "euler": 1, "unipc": 1, "distilled": 1}
 RES_SOLVERS = ("2ab", "1euler", "2mid", "2heun_edm")
 
 
@@ -48,16 +40,10 @@ def solver_intervals(solver: str, num_steps: int) -> int:
 
     A solver with two evaluations per step takes num_steps // 2 intervals, so that the cost stays the same.
     """
-    per_step, _ = _solver_costs(solver)
+    per_step = _per_step(solver)
     if num_steps < per_step:
         raise ConfigError(f"{num_steps} steps are too few for solver {solver!r}; it needs at least {per_step}")
     return num_steps // per_step
-
-
-def num_evaluations(solver: str, num_steps: int) -> int:
-    """Return how often a sampler calls `denoise` when the user asks for `num_steps` steps."""
-    per_step, at_end = _solver_costs(solver)
-    return solver_intervals(solver, num_steps) * per_step + at_end
 
 
 def initial_scale(solver: str, sigma_max: float) -> float:
@@ -66,7 +52,7 @@ def initial_scale(solver: str, sigma_max: float) -> float:
     euler (Predict1): sqrt(sigma_max^2 + 1). unipc (Predict2.5) starts from unit noise in flow coordinates, where
     x_flow = x / (1 + sigma): 1 + sigma_max. The others: sigma_max.
     """
-    _solver_costs(solver)
+    _per_step(solver)
     return {"euler": math.hypot(sigma_max, 1.0), "unipc": 1.0 + sigma_max}.get(solver, sigma_max)
 
 
@@ -303,14 +289,12 @@ def _levels(sigmas: Iterable[float] | Tensor, fewest: int) -> list[float]:
     levels = [float(sigma) for sigma in sigmas]
     usable = len(levels) >= fewest and all(s > t for s, t in pairwise(levels))
     if not usable or not 0 < levels[0] < math.inf or not levels[-1] >= 0:
-        raise ConfigError(
-            f"sigmas are {levels}; expected at least {fewest} finite values, strictly descending, "
-            "of which only the last may be 0"
-        )
+        expected = f"expected at least {fewest} finite values, strictly descending, of which only the last may be 0"
+        raise ConfigError(f"sigmas are {levels}; {expected}")
     return levels
 
 
-def _solver_costs(solver: str) -> tuple[int, int]:
+def _per_step(solver: str) -> int:
     if solver not in SOLVERS:
         raise ConfigError(f"unknown solver {solver!r}; expected one of {', '.join(SOLVERS)}")
     return SOLVERS[solver]

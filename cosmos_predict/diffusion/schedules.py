@@ -71,10 +71,8 @@ def sdedit_start(num_steps: int, strength: float) -> int:
 
 def _karras(count: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
     if not (0 < sigma_min < sigma_max and rho > 0):
-        raise ConfigError(
-            f"Karras schedule has sigma_min {sigma_min}, sigma_max {sigma_max}, rho {rho}; "
-            "expected 0 < sigma_min < sigma_max and rho > 0"
-        )
+        given = f"sigma_min {sigma_min}, sigma_max {sigma_max}, rho {rho}"
+        raise ConfigError(f"Karras schedule has {given}; expected 0 < sigma_min < sigma_max and rho > 0")
     fraction = torch.arange(count, dtype=torch.float64) / max(count - 1, 1)
     top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return (top + fraction * (bottom - top)) ** rho

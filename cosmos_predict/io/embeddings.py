@@ -106,25 +106,19 @@ def _read_npy(path: Path) -> np.ndarray:
         return np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         if "allow_pickle" in str(error) and path.read_bytes()[:6] == b"\x93NUMPY":
-            raise UnsafeFileError(
-                f"{path}: refused, an array of Python objects, which would have to run code to be read. Save it as an "
-                "array of float16."
-            ) from error
+            what = "refused, an array of Python objects, which would have to run code to be read"
+            raise UnsafeFileError(f"{path}: {what}. Save it as an array of float16.") from error
         raise CorruptFileError(f"{path}: not a readable .npy file ({error}). Copy or create it again.") from error
 
 
 def _pick(path: Path, items: list | tuple, window: int | None) -> Any:
     if not items:
-        raise DataError(
-            f"{path}: an empty list, expected a list of one array (n, {WIDTH}). Create the embedding again."
-        )
-    if len(items) > 1 and window is None:
-        raise DataError(
-            f"{path}: holds {len(items)} embeddings, expected one; say which with window=0..{len(items) - 1}"
-        )
-    index = window or 0
-    if not 0 <= index < len(items):
-        raise DataError(f"{path}: window {index} asked for, but the file holds {len(items)} (0..{len(items) - 1})")
+        raise DataError(f"{path}: an empty list, expected a list of one array (n, {WIDTH}). Create it again.")
+    count, index = len(items), window or 0
+    if count > 1 and window is None:
+        raise DataError(f"{path}: holds {count} embeddings, expected one; say which with window=0..{count - 1}")
+    if not 0 <= index < count:
+        raise DataError(f"{path}: window {index} asked for, but the file holds {count} (0..{count - 1})")
     return items[index]
 
 
@@ -132,10 +126,8 @@ def _checked(path: Path, value: Any, width: int | None) -> np.ndarray:
     """Return the value as an array (n, width) of finite float16 or float32, or raise DataError."""
     wanted = f"expected floats of shape (n, {width or 'width'}), n >= 1"
     if hasattr(value, "detach"):  # a torch tensor; numpy knows no bfloat16
-        value = value.detach()
-        value = (
-            value if str(value.dtype) == "torch.float16" or not value.is_floating_point() else value.float()
-        ).numpy()
+        keeps = str(value.dtype) == "torch.float16" or not value.is_floating_point()
+        value = (value if keeps else value.float()).detach().numpy()
     if not isinstance(value, np.ndarray):
         raise DataError(f"{path}: holds a {type(value).__name__}, {wanted}")
     array = value.astype(np.float32) if value.dtype == np.float64 else value

@@ -3,82 +3,162 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from cosmos_predict.errors import MissingDependencyError
+from cosmos_predict.errors import CorruptFileError, DataError, MissingDependencyError
 
 
-def download_file(
+def download_snapshot(
     repo_id: str,
-    filename: str,
+    patterns: Sequence[str] = ("*",),
     *,
     revision: str | None = None,
     repo_type: str = "model",
     local_dir: str | Path | None = None,
-    endpoint: str | None = None,
 ) -> Path:
-    """Return the local path of one file of a hub repository, downloading it unless the cache or `local_dir` has it.
+    """Return the local folder of a hub repository after downloading the files that match `patterns` (all by default).
+
+    patterns: shell patterns over paths, such as `tokenizer/*`.
+    local_dir: where the files go, as by `fetch_file`; None: the library's cache, whose snapshot is returned where the hub
+        cannot be reached.
 
     The library reads `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT` and `HF_HUB_OFFLINE`.
 
     Raises:
         PermissionError: the repository is gated or private and no accepted token was sent.
         FileNotFoundError: no such repository, revision or file.
-        ConnectionError: the hub cannot be reached (or is switched off) and the file is not in the cache.
+        ConnectionError: the hub cannot be reached (or is switched off) and the files are not in the cache.
         ValueError: `repo_id` is not of the form OWNER/NAME.
         MissingDependencyError: huggingface_hub is not installed.
     """
-    with _explained(repo_id, filename, revision):
-        from huggingface_hub import hf_hub_download
-
-        return Path(
-            hf_hub_download(
-                repo_id, filename, revision=revision, repo_type=repo_type, local_dir=local_dir, endpoint=endpoint
-            )
-        )
-
-
-def download_snapshot(
-    repo_id: str,
-    patterns: Sequence[str] | None = None,
-    *,
-    ignore: Sequence[str] | None = None,
-    revision: str | None = None,
-    repo_type: str = "model",
-    local_dir: str | Path | None = None,
-    endpoint: str | None = None,
-) -> Path:
-    """Return the local folder of a hub repository after downloading the files that match `patterns` (all if None).
-
-    `patterns` and `ignore` are shell patterns over paths, such as `tokenizer/*`. Where the hub cannot be reached, the
-    snapshot in the cache is returned; a `local_dir` is not, since nobody can tell whether it is complete. Raises as
-    `download_file`.
-    """
+    if local_dir is not None:
+        for file in list_files(repo_id, patterns, revision=revision, repo_type=repo_type):
+            fetch_file(file, Path(local_dir))
+        return Path(local_dir)
     with _explained(repo_id, None, revision):
         from huggingface_hub import HfApi, snapshot_download
 
         cached_only = False
         try:
-            # Asked first, because snapshot_download takes an existing local_dir for complete when access is refused.
-            HfApi(endpoint=endpoint).repo_info(repo_id, revision=revision, repo_type=repo_type)
+            # Asked first: snapshot_download returns what the cache has when access is refused, complete or not.
+            HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type)
         except _network_errors():
-            if local_dir is not None:
-                raise
             cached_only = True
         return Path(
             snapshot_download(
                 repo_id,
-                allow_patterns=list(patterns) if patterns is not None else None,
-                ignore_patterns=list(ignore) if ignore is not None else None,
+                allow_patterns=list(patterns),
                 revision=revision,
                 repo_type=repo_type,
-                local_dir=local_dir,
-                endpoint=endpoint,
                 local_files_only=cached_only,
             )
         )
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a hub repository: its path there, size in bytes, and hash (hex: sha256 of a large file, git's of a small)."""
+
+    repo_id: str
+    path: str
+    size: int
+    hash: str
+    revision: str | None = None
+    repo_type: str = "model"
+
+    def matches(self, path: Path) -> bool:
+        """Say whether the file at `path` has this size and hash (reads all of it)."""
+        if path.stat().st_size != self.size:
+            return False
+        digest = hashlib.sha256() if len(self.hash) == 64 else hashlib.sha1(b"blob %d\0" % self.size)
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, lambda: digest).hexdigest() == self.hash
+
+
+def list_files(
+    repo_id: str,
+    patterns: Sequence[str] = ("*",),
+    ignore: Sequence[str] = (),
+    revision: str | None = None,
+    repo_type: str = "model",
+) -> list[HubFile]:
+    """Return the files of a repository whose paths match one of `patterns` and none of `ignore`, sorted by path.
+
+    Raises as `download_snapshot`, and FileNotFoundError where no file matches.
+    """
+    with _explained(repo_id, None, revision):
+        from huggingface_hub import HfApi, RepoFile
+        from huggingface_hub.utils import filter_repo_objects
+
+        # Asked first, because list_repo_tree tries for half a minute where the hub cannot be reached.
+        commit = HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type).sha
+        tree = HfApi().list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type)
+        there = sorted((entry for entry in tree if isinstance(entry, RepoFile)), key=lambda entry: entry.path)
+    chosen = filter_repo_objects(
+        there, allow_patterns=list(patterns), ignore_patterns=list(ignore), key=lambda entry: entry.path
+    )
+    hashed = [(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id) for entry in chosen]
+    files = [HubFile(repo_id, *entry, commit, repo_type) for entry in hashed]
+    if not files:
+        names = ", ".join(entry.path for entry in there[:8]) or "nothing"
+        raise FileNotFoundError(f"{repo_id}: no file matches {' or '.join(patterns)}; the repository has {names}")
+    return files
+
+
+def fetch_file(file: HubFile, local_dir: Path, *, force: bool = False) -> bool:
+    """Make `local_dir/file.path` the hub's file; return False where it was so already.
+
+    What an interrupted download left (`.NAME.HASH.incomplete`, beside the target) is continued, which the hub's own
+    functions no longer do. The file gets its name once size and hash are right. `force` replaces another file of that name.
+
+    Raises as `download_snapshot`, DataError where another file has the name, and CorruptFileError where what came is not
+    what the hub lists.
+    """
+    target = local_dir / file.path
+    if target.exists() and file.matches(target):
+        return False
+    if target.exists() and not force:
+        raise DataError(
+            f"{target} exists and is not the hub's file ({file.size} bytes, hash {file.hash[:12]}...): "
+            "move it away, or replace it with --force"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{file.hash[:12]}.incomplete")
+    with _explained(file.repo_id, file.path, file.revision), partial.open("ab") as stream:
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers
+
+        if stream.tell() > file.size:
+            stream.truncate(0)
+        try:
+            http_get(
+                hf_hub_url(file.repo_id, file.path, revision=file.revision, repo_type=file.repo_type),
+                stream,
+                resume_size=stream.seek(0, os.SEEK_END),
+                headers={**build_hf_headers(), "Accept-Encoding": "identity"},
+                expected_size=file.size,
+                displayed_filename=file.path,
+            )
+        except BaseException:
+            if not stream.tell():
+                partial.unlink()
+            raise
+        stream.flush()
+        os.fsync(stream.fileno())
+    if not file.matches(partial):
+        partial.unlink()
+        raise CorruptFileError(
+            f"{file.repo_id}/{file.path}: what came does not have the hash that the hub lists ({file.hash[:12]}...), and was "
+            "removed. Run the command again; if this repeats, look for a proxy that changes files"
+        )
+    os.replace(partial, target)
+    return True
 
 
 @contextlib.contextmanager
@@ -92,8 +172,9 @@ def _explained(repo_id: str, filename: str | None, revision: str | None) -> Iter
         ) from error
     what = f"{repo_id}/{filename}" if filename else repo_id
     at = f" at revision {revision}" if revision else ""
+    page = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/{repo_id}"
     permission = (
-        f"{what}: the hub refused access. Accept the licence on the repository's page, then log in with "
+        f"{what}: the hub refused access. Accept the licence on the repository's page, {page} , then log in with "
         "`hf auth login` or set HF_TOKEN to a token that may read it."
     )
     unreachable = (
@@ -106,7 +187,7 @@ def _explained(repo_id: str, filename: str | None, revision: str | None) -> Iter
         raise PermissionError(permission) from error
     except errors.RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f"{what}: no such repository, or a private one that needs a login (`hf auth login` or HF_TOKEN)"
+            f"{what}: no such repository, or a private one that needs a login (see {page} ; `hf auth login` or HF_TOKEN)"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise FileNotFoundError(f"{repo_id}: no revision {revision!r}") from error

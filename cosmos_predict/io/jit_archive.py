@@ -22,7 +22,7 @@ import torch
 from cosmos_predict.errors import CheckpointError, CorruptFileError, UnsafeFileError
 from cosmos_predict.io.unpickle import RestrictedUnpickler
 
-_STORAGE_DTYPES = {
+STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -34,6 +34,7 @@ _STORAGE_DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+DOWNLOAD_AGAIN = "Copy or download it again."
 _LOCAL_HEADER_BYTES = 30
 _MAX_TEXT_BYTES = 256 * 2**20  # of data.pkl or one source file; real ones are below 1 MiB
 _CLASS = re.compile(r"^class (\w+)(?:\((\w+)\))?:", re.MULTILINE)
@@ -79,9 +80,7 @@ def read_jit_archive(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         with zipfile.ZipFile(path) as archive:
             tensors = _read(archive, path)
     except (zipfile.BadZipFile, EOFError, struct.error) as error:
-        raise CorruptFileError(
-            f"{path}: truncated or damaged TorchScript archive ({error}). Download it again."
-        ) from error
+        raise CorruptFileError(f"{path}: truncated or damaged archive ({error}). {DOWNLOAD_AGAIN}") from error
     if not tensors:
         raise CheckpointError(f"{path}: this TorchScript archive has no parameters or buffers (was it frozen?)")
     return tensors
@@ -112,7 +111,7 @@ def _read(archive: zipfile.ZipFile, path: str | os.PathLike[str]) -> dict[str, t
         ("collections", "OrderedDict"): collections.OrderedDict,
         ("torch", "device"): same,
         ("torch.jit._pickle", "restore_type_tag"): same,
-        **{("torch", name): dtype for name, dtype in _STORAGE_DTYPES.items()},
+        **{("torch", name): dtype for name, dtype in STORAGE_DTYPES.items()},
         **{("torch.jit._pickle", f"build_{kind}list"): same for kind in ("int", "double", "bool", "tensor")},
     }
 
@@ -133,9 +132,7 @@ def _read(archive: zipfile.ZipFile, path: str | os.PathLike[str]) -> dict[str, t
 
 def _collect(module: Any, prefix: str, tensors: dict[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
     if not isinstance(module, _Module) or not isinstance(module.attributes, dict):
-        raise CheckpointError(
-            f"{path}: {prefix or 'the root'} is no module with named attributes; cannot read its tensors"
-        )
+        raise CheckpointError(f"{path}: {prefix or 'the root'} is no module with attributes; cannot read its tensors")
     for name, value in module.attributes.items():
         if isinstance(value, _Module):
             _collect(value, f"{prefix}{name}.", tensors, path)
@@ -171,7 +168,7 @@ def _record_range(archive: zipfile.ZipFile, name: str) -> tuple[int, int]:
     try:
         info = archive.getinfo(name)
     except KeyError as error:
-        raise CorruptFileError(f"{archive.filename}: the tensor data {name} is missing. Download it again.") from error
+        raise CorruptFileError(f"{archive.filename}: the tensor data {name} is missing. {DOWNLOAD_AGAIN}") from error
     stream = archive.fp
     if info.compress_type != zipfile.ZIP_STORED or stream is None:
         raise CorruptFileError(f"{archive.filename}: {name} is compressed; torch writes tensor data uncompressed")

@@ -6,7 +6,6 @@ opening costs nothing, and only what is used is read.
 
 from __future__ import annotations
 
-import collections.abc
 import contextlib
 import ctypes
 import io
@@ -16,19 +15,18 @@ import os
 import re
 import sys
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 
 from cosmos_predict.errors import CheckpointError, CorruptFileError, UnsafeFileError
-from cosmos_predict.io.jit_archive import is_jit_archive, read_jit_archive
+from cosmos_predict.io.jit_archive import DOWNLOAD_AGAIN, is_jit_archive, read_jit_archive
 
 WRAPPERS = ("model", "module", "state_dict")
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".jit")
 _INDEX_SUFFIX = ".index.json"
-_DOWNLOAD_AGAIN = "Copy or download it again."
 _ADVICE = (
     "It would have to run code to be read. If you trust the file, load it where it was made and save its tensors with "
     "safetensors.torch.save_file (or torch.save of a plain dict of tensors)."
@@ -47,36 +45,30 @@ class TensorFile:
         others: {name: type name} of entries that are no tensors, such as Transformer Engine's `_extra_state`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, unwrap: bool = True) -> None:
-        """Open `path`; arguments and errors as for `load_tensors`."""
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open `path`; errors as for `load_tensors`."""
         self.path = Path(path)
         self.metadata: dict[str, str] = {}
         self.others: dict[str, str] = {}
         self._tensors: dict[str, torch.Tensor] = {}
         self._files: set[str] = set()
         self._ranges: list[tuple[int, int]] | None = None
-        wanted = _files_of(self.path)
-        for file, names in wanted.items():
-            found = self._open(file, unwrap)
+        for file, names in _files_of(self.path).items():
+            found = self._open(file)
             absent = [name for name in names or () if name not in found]
             if absent:
                 raise CorruptFileError(f"{file}: lacks {len(absent)} tensors that its index lists, e.g. {absent[0]}")
             self._tensors.update({name: found[name] for name in names} if names is not None else found)
         if not self._tensors:
-            raise CheckpointError(f"{self.path}: holds no named tensors (it holds {_summary(self.others)})")
+            listed = ", ".join(f"{name}: {kind}" for name, kind in list(self.others.items())[:6])
+            raise CheckpointError(f"{self.path}: holds no named tensors (it holds {listed or 'nothing'})")
 
     def keys(self) -> list[str]:
         """Return the names in file order."""
         return list(self._tensors)
 
-    def __iter__(self) -> collections.abc.Iterator[str]:
-        return iter(self.keys())
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape without reading it; KeyError for an unknown name."""
@@ -102,9 +94,7 @@ class TensorFile:
     def __enter__(self) -> TensorFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def mapped(self) -> dict[str, torch.Tensor]:
@@ -117,7 +107,7 @@ class TensorFile:
         except KeyError:
             raise KeyError(f"{self.path}: no tensor {name!r} among its {len(self._tensors)}") from None
 
-    def _open(self, file: Path, unwrap: bool) -> dict[str, torch.Tensor]:
+    def _open(self, file: Path) -> dict[str, torch.Tensor]:
         kind = _kind_of(file)
         self._files.add(os.path.realpath(file))
         if kind == "safetensors":
@@ -127,12 +117,9 @@ class TensorFile:
         content = _load_torch(file, kind)
         if isinstance(content, torch.Tensor):
             raise CheckpointError(f"{file}: holds a single unnamed tensor; read it with load_torch_file")
-        if not isinstance(content, collections.abc.Mapping):
-            raise CheckpointError(
-                f"{file}: holds a {type(content).__name__}, expected a dict of tensors; read it with load_torch_file"
-            )
-        if unwrap:
-            content = _unwrap(content)
+        if not isinstance(content, Mapping):
+            raise CheckpointError(f"{file}: holds a {type(content).__name__}, expected a dict of tensors")
+        content = _unwrap(content)
         tensors = {str(name): value.detach() for name, value in content.items() if isinstance(value, torch.Tensor)}
         self.others.update({str(name): type(value).__name__ for name, value in content.items() if name not in tensors})
         return tensors
@@ -145,9 +132,7 @@ class TensorFile:
                 self.metadata.update(handle.metadata() or {})
                 return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  (no iterator)
         except (SafetensorError, json.JSONDecodeError) as error:
-            raise CorruptFileError(
-                f"{file}: truncated or damaged safetensors, {file.stat().st_size} bytes ({error}). {_DOWNLOAD_AGAIN}"
-            ) from error
+            raise _damaged(file, f"safetensors, {file.stat().st_size} bytes ({error})") from error
 
     def _release(self, tensor: torch.Tensor) -> None:
         """Drop the resident pages under a mapped tensor; only ever inside this file's own mapping."""
@@ -162,12 +147,12 @@ class TensorFile:
             ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
-def load_tensors(path: str | os.PathLike[str], *, unwrap: bool = True) -> dict[str, torch.Tensor]:
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """Return {name: CPU tensor} of a file, a folder with one tensor file, or a sharded folder (or its index file).
 
-    The tensors map the file: pages are read when used; writing to a tensor changes memory, never the file. With
-    `unwrap`, a `.pt` whose tensors lie under `model`, `module` or `state_dict` gives those. Entries that are no tensors
-    are left out (`TensorFile.others` lists them).
+    The tensors map the file: pages are read when used; writing to a tensor changes memory, never the file. A `.pt` whose
+    tensors lie under `model`, `module` or `state_dict` gives those. Entries that are no tensors are left out
+    (`TensorFile.others` lists them).
 
     Raises:
         FileNotFoundError: no such file, or a folder without tensor files.
@@ -175,7 +160,7 @@ def load_tensors(path: str | os.PathLike[str], *, unwrap: bool = True) -> dict[s
         CorruptFileError: truncated or damaged, or none of the known kinds.
         CheckpointError: readable, but no dict of tensors; or a folder with several unrelated tensor files.
     """
-    return TensorFile(path, unwrap=unwrap).mapped()
+    return TensorFile(path).mapped()
 
 
 def load_torch_file(path: str | os.PathLike[str]) -> Any:
@@ -198,8 +183,7 @@ def _files_of(path: Path) -> dict[Path, list[str] | None]:
     indices = sorted(path.glob(f"*{_INDEX_SUFFIX}"))
     if len(indices) == 1:
         return _sharded(indices[0])
-    candidates = [sorted(path.glob(f"*{suffix}")) for suffix in _SUFFIXES]
-    files = next((found for found in candidates if found), [])
+    files = next((found for suffix in _SUFFIXES if (found := sorted(path.glob(f"*{suffix}")))), [])
     if len(files) == 1 and not indices:
         return {files[0]: None}
     if not files:
@@ -219,12 +203,11 @@ def _sharded(index: Path) -> dict[Path, list[str] | None]:
             assert names is not None
             names.append(name)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise CorruptFileError(f"{index}: no sharded index with a weight_map ({error}). {_DOWNLOAD_AGAIN}") from error
+        raise CorruptFileError(f"{index}: no sharded index with a weight_map ({error}). {DOWNLOAD_AGAIN}") from error
     absent = [file.name for file in shards if not file.is_file()]
     if absent:
-        raise FileNotFoundError(
-            f"{index}: {len(absent)} of its {len(shards)} shards are missing: {', '.join(absent[:8])}"
-        )
+        what = f"{len(absent)} of its {len(shards)} shards are missing"
+        raise FileNotFoundError(f"{index}: {what}: {', '.join(absent[:8])}")
     return shards
 
 
@@ -240,17 +223,17 @@ def _kind_of(path: Path) -> str:
             with zipfile.ZipFile(path) as archive:
                 return "jit" if is_jit_archive(archive) else "torch zip"
         except zipfile.BadZipFile as error:
-            raise CorruptFileError(
-                f"{path}: truncated or damaged, {size} bytes and no table of contents at the end. {_DOWNLOAD_AGAIN}"
-            ) from error
+            raise _damaged(path, f"zip, {size} bytes and no table of contents at the end") from error
     if head[8:9] == b"{":
         return "safetensors"
     if head[:1] == b"\x80" or path.suffix == ".tar":
         return "torch legacy"
-    what = "empty" if size == 0 else f"{size} bytes that begin with {head[:12]!r}"
-    raise CorruptFileError(
-        f"{path}: {what}, expected a safetensors file, a torch.save file or a TorchScript archive. {_DOWNLOAD_AGAIN}"
-    )
+    what = f"{size} bytes that begin with {head[:12]!r}" if size else "empty"
+    raise CorruptFileError(f"{path}: {what}, expected a safetensors, torch.save or TorchScript file. {DOWNLOAD_AGAIN}")
+
+
+def _damaged(path: Path, what: str) -> CorruptFileError:
+    return CorruptFileError(f"{path}: truncated or damaged {what}. {DOWNLOAD_AGAIN}")
 
 
 def _load_torch(path: Path, kind: str) -> Any:
@@ -266,22 +249,18 @@ def _load_torch(path: Path, kind: str) -> Any:
         except Exception as error:  # the readers raise RuntimeError, EOFError, UnpicklingError, KeyError, ...
             match = re.search(r"GLOBAL (\S+)|(Unsupported [^\n]*)", str(error))
             if match is None:
-                raise CorruptFileError(
-                    f"{path}: truncated or damaged, {path.stat().st_size} bytes ({str(error).splitlines()[:1]}). "
-                    f"{_DOWNLOAD_AGAIN}"
-                ) from error
+                first_line = str(error).partition("\n")[0]
+                raise _damaged(path, f"torch file, {path.stat().st_size} bytes ({first_line})") from error
             unsafe = [match.group(1) or match.group(2)]
     raise UnsafeFileError(f"{path}: refused, its pickle asks for {', '.join(unsafe)}. {_ADVICE}")
 
 
-def _unwrap(content: collections.abc.Mapping) -> collections.abc.Mapping:
+def _unwrap(content: Mapping) -> Mapping:
     """Follow `model` / `module` / `state_dict` down while a level has such an entry and no tensors of its own."""
-    while not any(isinstance(value, torch.Tensor) for value in content.values()):
-        inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), collections.abc.Mapping)]
-        if not inner:
-            break
-        content = inner[0]
-    return content
+    inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+    if inner is None or any(isinstance(value, torch.Tensor) for value in content.values()):
+        return content
+    return _unwrap(inner)
 
 
 def _mapped_ranges(files: set[str]) -> list[tuple[int, int]]:
@@ -293,8 +272,3 @@ def _mapped_ranges(files: set[str]) -> list[tuple[int, int]]:
             low, high = fields[0].split("-")
             ranges.append((int(low, 16), int(high, 16)))
     return ranges
-
-
-def _summary(others: dict[str, str]) -> str:
-    listed = ", ".join(f"{name}: {kind}" for name, kind in list(others.items())[:6])
-    return listed or "nothing"

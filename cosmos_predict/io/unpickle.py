@@ -72,10 +72,8 @@ class RestrictedUnpickler(pickle.Unpickler):
         except (UnsafeFileError, CorruptFileError, MemoryError):
             raise
         except Exception as error:  # a damaged pickle can raise anything: EOFError, KeyError, TypeError, ...
-            raise CorruptFileError(
-                f"{self._path}: not a readable pickle ({type(error).__name__}: {error}); it is truncated or damaged. "
-                "Copy, download or create it again."
-            ) from error
+            what = f"not a readable pickle ({type(error).__name__}: {error}); it is truncated or damaged"
+            raise CorruptFileError(f"{self._path}: {what}. Copy, download or create it again.") from error
 
 
 def load_pickle(path: str | os.PathLike[str]) -> Any:
@@ -103,10 +101,8 @@ def numpy_globals(path: str | os.PathLike[str]) -> dict[tuple[str, str], Any]:
         def __init__(self, descriptor: str, align: object = False, copy: object = False) -> None:
             match = _DTYPE.fullmatch(descriptor) if isinstance(descriptor, str) else None
             if match is None:
-                raise UnsafeFileError(
-                    f"{path}: refused, the pickle holds an array of {descriptor!r}; only arrays of numbers, booleans "
-                    "and strings are read"
-                )
+                known = "only arrays of numbers, booleans and strings are read"
+                raise UnsafeFileError(f"{path}: refused, the pickle holds an array of {descriptor!r}; {known}")
             self.value = np.dtype(descriptor)
 
         def __setstate__(self, state: tuple) -> None:
@@ -115,9 +111,6 @@ def numpy_globals(path: str | os.PathLike[str]) -> dict[tuple[str, str], Any]:
 
     class Array(_ArrayStandIn):
         """Stands in for numpy.ndarray, new for every file."""
-
-    def make_array(*_: object) -> Array:
-        return Array()
 
     def from_buffer(buffer: bytes | bytearray, dtype: DType, shape: tuple[int, ...], order: str) -> np.ndarray:
         return _to_array(bytes(buffer), dtype.value, shape, order == "F")
@@ -130,19 +123,16 @@ def numpy_globals(path: str | os.PathLike[str]) -> dict[tuple[str, str], Any]:
             raise UnsafeFileError(f"{path}: refused, the pickle asks for the text encoding {encoding!r}")
         return _to_bytes(text)
 
-    def no_bytes() -> bytes:
-        return b""
-
     table: dict[tuple[str, str], Any] = {
         ("numpy", "ndarray"): Array,
         ("numpy", "dtype"): DType,
         ("_codecs", "encode"): encode,
-        ("builtins", "bytes"): no_bytes,
+        ("builtins", "bytes"): lambda: b"",
         ("builtins", "bytearray"): bytearray,
         ("builtins", "complex"): complex,
     }
     for core in ("numpy.core", "numpy._core"):
-        table[f"{core}.multiarray", "_reconstruct"] = make_array
+        table[f"{core}.multiarray", "_reconstruct"] = lambda *_: Array()
         table[f"{core}.multiarray", "scalar"] = scalar
         for module in ("numeric", "multiarray"):
             table[f"{core}.{module}", "_frombuffer"] = from_buffer

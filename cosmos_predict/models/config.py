@@ -58,6 +58,7 @@ class PipeConfig:
     text_dropout: probability of zeroing a sample's text in training; video_condition_dropout the same for given frames.
     views: number of views along time. state_t: latent frames of one view, derived from the dataset (None) or checked.
     augment_sigma_*: Predict1's noise on given frames, exp(N(mean, std)) * multiplier.
+    sampler: fields of `SamplerSettings` that replace the family's (guidance, sigma_min, sigma_max, ...).
     """
 
     net: DiTConfig | None = None
@@ -79,6 +80,7 @@ class PipeConfig:
     condition_on_augment_sigma: bool = False
     on_condition_drop: str = "zero"
     normalize_condition_latent: bool = False
+    sampler: dict[str, Any] = dataclasses.field(default_factory=dict)
     ema: EMAConfig = dataclasses.field(default_factory=EMAConfig)
 
     def __post_init__(self) -> None:
@@ -92,6 +94,7 @@ class PipeConfig:
         probs = self.conditional_frames_probs
         if probs is not None and (not probs or min(probs) < 0 or abs(sum(probs) - 1) > 1e-6):
             raise ConfigError(f"conditional_frames_probs={list(probs)} are no probabilities that add up to 1")
+        self.conditional_frames_probs = None if probs is None else tuple(probs)
         for name in ("text_dropout", "video_condition_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not a probability")
@@ -102,10 +105,13 @@ class PipeConfig:
 class ModelConfig:
     """What only training needs, beside `pipe_config`.
 
-    train_architecture: `base` (all weights) or `lora`. high_sigma_ratio: share of video samples whose noise level is drawn
+    train_architecture: `base` (all weights) or `lora` (adapters of `lora_rank` and scale lora_alpha / lora_rank beside the
+    layers that `lora_target_modules` names, whole or by their ends). init_lora_weights: adapters start without effect; always
+    on, as published. high_sigma_ratio: share of video samples whose noise level is drawn
     log-uniformly from [200, 1e5] (rectified flow). adjust_video_noise: multiply the noise level of videos by sqrt(T).
     loss_reduce: `mean` or `sum`. loss_add_logvar: weigh the loss by a learned log-variance (Predict1). p_mean, p_std: the
     log-normal of the noise level. compute_loss_for_condition_region: also score given frames (Predict1 option).
+    latent_dtype: round the tokenizer's latents to `bfloat16` or `float16`, for the same loss as with a latent cache of it.
     """
 
     pipe_config: PipeConfig = dataclasses.field(default_factory=PipeConfig)
@@ -114,6 +120,7 @@ class ModelConfig:
     lora_rank: int = 16
     lora_alpha: float = 16
     lora_target_modules: str = "q_proj,k_proj,v_proj,output_proj,mlp.layer1,mlp.layer2"
+    init_lora_weights: bool = True
     p_mean: float = 0.0
     p_std: float = 1.0
     high_sigma_ratio: float = 0.0
@@ -122,10 +129,15 @@ class ModelConfig:
     loss_reduce: str = "mean"
     loss_add_logvar: bool = False
     compute_loss_for_condition_region: bool = False
+    latent_dtype: str | None = None
     fsdp_shard_size: int = 1
 
     def __post_init__(self) -> None:
         if self.train_architecture not in ("base", "lora"):
             raise ConfigError(f"train_architecture={self.train_architecture!r} is not 'base' or 'lora'")
+        if not self.init_lora_weights:
+            raise ConfigError("init_lora_weights=False is not available: a new adapter starts without effect (B = 0)")
+        if self.latent_dtype not in (None, "float32", "bfloat16", "float16"):
+            raise ConfigError(f"latent_dtype={self.latent_dtype!r} is not null, 'float32', 'bfloat16' or 'float16'")
         if self.loss_reduce not in ("mean", "sum"):
             raise ConfigError(f"loss_reduce={self.loss_reduce!r} is not 'mean' or 'sum'")

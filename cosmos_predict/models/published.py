@@ -1,19 +1,18 @@
-"""Every published Cosmos diffusion network by name. Imports no torch.
+"""Every published Cosmos diffusion model by name: network, and what it is trained and sampled with. Imports no torch.
 
 Names are `<family>_<size>_<task>`. A size fixes width, depth and heads; a task fixes input channels and controls.
+`pipe_for` and `clip_for` are for a network recognised in a file, `published_model` for an experiment and `model=NAME`.
 Sources: the configuration tables of Cosmos-1.0 / Predict1, Predict2 and Predict2.5.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 
-from omegaconf import DictConfig
-
-from cosmos_predict.config.lazy import LazyCall
+from cosmos_predict.config.names import did_you_mean
 from cosmos_predict.errors import ConfigError
+from cosmos_predict.models.config import ModelConfig, ModelManagerConfig, PipeConfig
 from cosmos_predict.networks.config import DiTConfig
 
 LATENT, COND, PADDING = ("latent", 16), ("cond_mask", 1), ("padding", 1)
@@ -124,23 +123,94 @@ PUBLISHED: dict[str, Published] = {
 def published_config(name: str) -> DiTConfig:
     """Return the network configuration of the published model `name`; raises ConfigError naming the nearest ones."""
     if name not in PUBLISHED:
-        near = difflib.get_close_matches(name, PUBLISHED, n=3, cutoff=0.3)
-        raise ConfigError(f"unknown model {name!r}; nearest: {', '.join(near) or 'none'}; all: {', '.join(PUBLISHED)}")
+        raise ConfigError(f"unknown model {name!r}: {did_you_mean(name, PUBLISHED)}; all: {', '.join(PUBLISHED)}")
     return PUBLISHED[name].config()
 
 
-def published_net(name: str) -> DictConfig:
-    """Return the network of `published_config(name)` as a config node, for experiments and `model=NAME`."""
-    config = published_config(name)
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    fields["input_channels"] = [list(channel) for channel in config.input_channels]
-    fields["controls"] = [_control_node(control) for control in config.controls]
-    return LazyCall(DiTConfig)(**fields)
+@dataclasses.dataclass(frozen=True)
+class ClipSize:
+    """The clip that a model was published for, one view of it: frames, (height, width) in pixels, frames per second."""
+
+    num_frames: int
+    video_size: tuple[int, int]
+    fps: float
 
 
-def _control_node(control: object) -> DictConfig:
-    kind = type(control)
-    values = {field.name: getattr(control, field.name) for field in dataclasses.fields(control)}  # type: ignore[arg-type]
-    return LazyCall(f"{kind.__module__}.{kind.__name__}")(
-        **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-    )
+def clip_for(family: str, task: str) -> ClipSize:
+    """Return the clip of a family and task (Predict2's Video2World: that of its 720p, 16 fps weights)."""
+    if family == "predict1":
+        if task.endswith("action"):
+            return ClipSize(2, (256, 320), 3.0)
+        return ClipSize(57, (480, 848), 24.0) if task.endswith("multiview") else ClipSize(121, (704, 1280), 24.0)
+    clips = {
+        "text2image": (1, (768, 1360), 16.0),
+        "multiview": (29, (704, 1280), 10.0),
+        "action": (13, (480, 640), 4.0),
+    }
+    return ClipSize(*clips.get(task, (93, (704, 1280), 16.0)))
+
+
+def pipe_for(family: str, task: str, net: DiTConfig | None = None) -> PipeConfig:
+    """Return what models of a family and task are trained and sampled with. The path of the tokenizer is left empty.
+
+    family, task: of `PUBLISHED`, or as `checkpoint.recognise` tells them from a file's tensors.
+    """
+    pipe = PipeConfig(net=net, family=family, sampler={"guidance": 7.0, "sigma_min": 0.002, "sigma_max": 80.0})
+    if family == "predict1":
+        pipe.tokenizer.name, pipe.sampler["sigma_min"] = "cosmos_cv8x8x8", 0.0002
+        if task.endswith(("multiview", "action")):
+            pipe.tokenizer.options = {"pixel_chunk_duration": 57 if task.endswith("multiview") else 1}
+        pipe.min_num_conditional_frames, pipe.max_num_conditional_frames = 0, 1 if task.endswith("action") else 2
+        pipe.views = 6 if task.endswith("multiview") else 1
+    elif family == "predict2.5":
+        pipe.text_encoder, pipe.sigma_conditional = "reason1", None
+        pipe.min_num_conditional_frames, pipe.conditional_frames_probs = 0, (0.5, 0.25, 0.25)
+    elif task == "text2image":
+        pipe.min_num_conditional_frames = pipe.max_num_conditional_frames = 0
+        pipe.sampler["guidance"] = 4.0
+    elif task == "multiview":
+        pipe.min_num_conditional_frames, pipe.max_num_conditional_frames = 0, 1
+        pipe.views = 7
+        pipe.sampler |= {"sigma_min": 0.01, "sigma_max": 200.0}
+    elif task == "action":
+        pipe.max_num_conditional_frames = 1
+    return pipe
+
+
+def published_files(name: str) -> tuple[str, str]:
+    """Return where the weights and the tokenizer of a published model lie after its download (`checkpoints/...`).
+
+    The weights are `???`, a value that must be given, where none were published or their names are not fixed.
+    """
+    model = PUBLISHED[name]
+    if model.family == "predict1":
+        kind = {"text2world": "Text2World", "video2world": "Video2World"}[model.task.split("_")[0]]
+        suffix = "-Sample-AV-Multiview" if model.task.endswith("multiview") else ""
+        tokenizer = "checkpoints/Cosmos-Tokenize1-CV8x8x8-720p"
+        return f"checkpoints/Cosmos-Predict1-{model.size}-{kind}{suffix}/model.pt", tokenizer
+    if model.family == "predict2.5":
+        return "???", f"checkpoints/nvidia/Cosmos-Predict2.5-{model.size}/tokenizer.pth"
+    kind, weights = {
+        "text2image": ("Text2Image", "model.pt"),
+        "video2world": ("Video2World", "model-720p-16fps.pt"),
+        "multiview": ("Multiview", "model-720p-10fps-7views-29frames.pt"),
+        "action": ("Sample-Action-Conditioned", "model-480p-4fps.pt"),
+    }[model.task]
+    folder = f"checkpoints/nvidia/Cosmos-Predict2-{model.size}-{kind}"
+    return f"{folder}/{weights}", f"{folder}/tokenizer/tokenizer.pth"
+
+
+def published_model(name: str) -> ModelConfig:
+    """Return what the published model `name` is trained and sampled with: network, files, given frames, loss, sampler."""
+    config, model = published_config(name), PUBLISHED[name]
+    pipe = pipe_for(model.family, model.task, config)
+    weights, pipe.tokenizer.path = published_files(name)
+    made = ModelConfig(pipe_config=pipe, model_manager_config=ModelManagerConfig(weights))
+    if model.family == "predict1":
+        # Video2World and the 14B raise the noise of videos by sqrt(T), the 7B's Text2World recipes do not.
+        made.adjust_video_noise = model.task.startswith("video2world") or model.size == "14B"
+        made.loss_scale, made.loss_add_logvar = 1.0, True
+    else:
+        made.loss_scale = 10.0 if model.family == "predict2" else 1.0
+        made.high_sigma_ratio = 0.0 if model.task in ("text2image", "action") else 0.05
+    return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,11 +15,14 @@ from cosmos_predict.diffusion import samplers, schedules
 from cosmos_predict.diffusion.guidance import Branch, cfg_branches, combine, merge_branches
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.models.conditioning import Conditioning
+from cosmos_predict.models.config import PipeConfig
 
 if TYPE_CHECKING:
     from cosmos_predict.models.world_model import WorldModel
 
 OnStep = Callable[[int, Tensor, Tensor], None]
+# Calls its first argument for every branch number below its second one, and returns what came out, in order.
+Spread = Callable[[Callable[[int], Tensor], int], list[Tensor]]
 # Up to this many tokens both guidance branches share one batch: the matrices of one branch do not fill a GPU yet.
 BATCHED_GUIDANCE_TOKENS = 8192
 
@@ -31,8 +34,9 @@ class SamplerSettings:
 
     solver: `2ab`, `1euler`, `2mid`, `2heun_edm` (RES, with a last clean evaluation), `euler` (Predict1), `unipc`
     (Predict2.5) or `distilled`. branches replaces `guidance` where given. shift: schedule of `unipc`; None takes Karras
-    sigmas there too. augment_sigma: noise on given frames (Predict1). cfg_batch: evaluate guidance branches in one batch:
-    `auto` (short sequences), `on`, `off`.
+    sigmas there too. timestep_bins: the network is told the flow time cut to a multiple of 1 / timestep_bins (Predict2.5:
+    1000, whole timesteps), 0 tells it exactly. augment_sigma: noise on given frames (Predict1). cfg_batch: evaluate guidance
+    branches in one batch: `auto` (short sequences), `on`, `off`.
     """
 
     solver: str = "2ab"
@@ -42,6 +46,7 @@ class SamplerSettings:
     sigma_max: float = 80.0
     rho: float = 7.0
     shift: float | None = 5.0
+    timestep_bins: int = 0
     augment_sigma: float = 0.001
     cfg_batch: str = "auto"
     branches: tuple[Branch, ...] | None = None
@@ -51,7 +56,12 @@ class SamplerSettings:
         """Return the published defaults: Predict1's own Euler, Predict2's 2ab, Predict2.5's UniPC."""
         if family == "predict1":
             return cls(solver="euler", sigma_min=0.0002)
-        return cls(solver="unipc") if family == "predict2.5" else cls()
+        return cls(solver="unipc", timestep_bins=1000) if family == "predict2.5" else cls()
+
+    @classmethod
+    def for_pipe(cls, pipe: PipeConfig, **changes: Any) -> SamplerSettings:
+        """Return what a model is sampled with: its family's defaults, then its own (`pipe.sampler`), then `changes`."""
+        return dataclasses.replace(cls.for_family(pipe.family), **{**pipe.sampler, **changes})
 
     def sigmas(self) -> Tensor:
         """Return the noise levels, float64, descending."""
@@ -75,22 +85,28 @@ def seeded_noise(shape: Sequence[int], seed: int) -> Tensor:
 
 
 def guided_denoiser(
-    model: WorldModel, condition: Conditioning, settings: SamplerSettings
+    model: WorldModel, condition: Conditioning, settings: SamplerSettings, spread: Spread | None = None
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return denoise(x, sigma) -> x0 with guidance inside; branches that cannot differ are evaluated once."""
+    """Return denoise(x, sigma) -> x0 with guidance inside; branches that cannot differ are evaluated once.
+
+    spread: divides the branches over processes, each of which gets all results.
+    """
     if settings.cfg_batch not in ("auto", "on", "off"):
         raise ConfigError(f"cfg_batch={settings.cfg_batch!r} is not 'auto', 'on' or 'off'")
     wanted = list(settings.branches) if settings.branches is not None else cfg_branches(settings.guidance)
     branches = merge_branches(wanted, condition.droppable())
     conditions = [condition.drop(branch.drop) for branch in branches]
 
+    def evaluate(x: Tensor, sigma: Tensor, given: Conditioning) -> Tensor:
+        return model.denoise_details(x, sigma, given, timestep_bins=settings.timestep_bins).x0
+
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        if len(branches) > 1 and _batched(model, x, settings):
-            together = model.denoise(x.repeat(len(branches), 1, 1, 1, 1), sigma, Conditioning.stack(conditions))
-            outputs = list(together.chunk(len(branches)))
-        else:
-            outputs = [model.denoise(x, sigma, each) for each in conditions]
-        return combine(outputs, branches)
+        count = len(branches)
+        if count > 1 and spread is None and _batched(model, x, settings):
+            together = evaluate(x.repeat(count, 1, 1, 1, 1), sigma, Conditioning.stack(conditions))
+            return combine(together.chunk(count), branches)
+        alone = lambda branch: evaluate(x, sigma, conditions[branch])  # noqa: E731
+        return combine(spread(alone, count) if spread and count > 1 else list(map(alone, range(count))), branches)
 
     return denoise
 
@@ -109,17 +125,19 @@ def sample(
     settings: SamplerSettings,
     on_step: OnStep | None = None,
     fresh_noise: Sequence[Tensor] | Tensor | None = None,
+    spread: Spread | None = None,
 ) -> Tensor:
     """Return a clean latent like `noise`; see `WorldModel.sample`. Predict1's Euler step starts from the composed state.
 
     fresh_noise: unit noise of the distilled sampler's later steps, drawn from `RandomState(1)` when None.
+    spread: as in `guided_denoiser`.
     """
     if condition.frames is not None:
         sigma_a = torch.full((noise.shape[0],), settings.augment_sigma, device=noise.device)
         condition = dataclasses.replace(
             condition, frames=dataclasses.replace(condition.frames, augment_sigma=sigma_a, release=True)
         )
-    denoise = guided_denoiser(model, condition, settings)
+    denoise = guided_denoiser(model, condition, settings, spread)
     sigmas = settings.sigmas()
     x = noise * samplers.initial_scale(settings.solver, float(sigmas[0]))
     if settings.solver == "euler":

@@ -104,15 +104,15 @@ class WorldModel(nn.Module):
     def encode(self, video: Tensor, views: int = 1) -> Tensor:
         """Return latents `(B, C, V*t, h, w)` float32, scaled by sigma_data, of videos `(B, 3, V*T, H, W)`.
 
-        Videos are uint8, or float in [-1, 1]. Each view is encoded on its own.
+        Videos are uint8, or float in [-1, 1]. Each view is encoded on its own. `latent_dtype` of the config rounds what the
+        tokenizer returns, as a latent cache of that dtype does.
         """
-        if video.dtype == torch.uint8:
-            video = video.float() / 127.5 - 1
-        elif not float(video.abs().amax()) <= 1.001:
+        if video.dtype != torch.uint8 and not float(video.abs().amax()) <= 1.001:
             raise DataError(
                 f"a float video must lie in [-1, 1], this one reaches {float(video.abs().amax()):.3f}; pass uint8 or scale it"
             )
-        return _per_view(self.tokenizer.encode, video, views).float() * self.parameterization.sigma_data
+        latent, dtype = _per_view(self.tokenizer.encode, video, views), self.config.latent_dtype
+        return (latent.to(getattr(torch, dtype)) if dtype else latent).float() * self.parameterization.sigma_data
 
     @torch.no_grad()
     def decode(self, latent: Tensor, views: int = 1) -> Tensor:
@@ -128,23 +128,23 @@ class WorldModel(nn.Module):
         pipe = self.config.pipe_config
         device = self.net.device
         if "latent" in batch:
-            x0 = batch["latent"].to(device).float() * self.parameterization.sigma_data
+            x0 = _send(batch["latent"], device).float() * self.parameterization.sigma_data
         elif "video" in batch:
-            x0 = self.encode(batch["video"].to(device), pipe.views)
+            x0 = self.encode(_send(batch["video"], device), pipe.views)
         else:
             raise DataError(f"a batch needs 'video' or 'latent'; it has {', '.join(sorted(batch))}")
         if "t5_text_embeddings" not in batch:
             raise DataError(f"a batch needs 't5_text_embeddings'; it has {', '.join(sorted(batch))}")
         names = [name for control in self.net.config.controls for name in control.signals]
         names += [name for name, _ in self.net.config.input_channels if name not in ("latent", "cond_mask", "padding")]
-        signals = {name: batch[name].to(device) for name in names if batch.get(name) is not None}
+        signals = {name: _send(batch[name], device) for name in names if batch.get(name) is not None}
         if "frame_repeat" in signals:
             signals["frame_repeat"] = signals["frame_repeat"] / 10  # the batch counts frames, the network reads tens
         padding = batch.get("padding_mask")
         return x0, Conditioning(
-            text=batch["t5_text_embeddings"].to(device),
+            text=_send(batch["t5_text_embeddings"], device),
             fps=batch.get("fps"),
-            padding_mask=None if padding is None else padding.to(device),
+            padding_mask=None if padding is None else _send(padding, device),
             data_type="image" if x0.shape[2] == pipe.views else "video",
             views=pipe.views,
             signals=signals,
@@ -157,9 +157,18 @@ class WorldModel(nn.Module):
         return self.denoise_details(x, sigma, condition).x0
 
     def denoise_details(
-        self, x: Tensor, sigma: Tensor | float, condition: Conditioning, *, keep_given: bool = True
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        condition: Conditioning,
+        *,
+        keep_given: bool = True,
+        timestep_bins: int = 0,
     ) -> Denoised:
-        """As `denoise`, with what the network saw. keep_given: put the given frames back into the prediction."""
+        """As `denoise`, with what the network saw. keep_given: put the given frames back into the prediction.
+
+        timestep_bins: as in `SamplerSettings`; the level of given frames of their own is told exactly.
+        """
         level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
         level = (level.expand(x.shape[0]) if level.ndim == 0 else level).reshape(x.shape[0], -1)
         scaling = self.parameterization.scaling(level)
@@ -170,6 +179,9 @@ class WorldModel(nn.Module):
             composed = self.frame_strategy.compose(x, level, frames, self.parameterization)
             state, network_input, c_noise = composed.state, composed.network_input, composed.c_noise
             mask = composed.mask_channel.expand(x.shape[0], 1, *x.shape[2:])
+        if timestep_bins:  # the little more undoes the rounding of a float32 that stands for a whole timestep
+            cut = (scaling.c_noise * timestep_bins + 1e-4).floor() / timestep_bins
+            c_noise = torch.where(c_noise == scaling.c_noise, cut, c_noise)
         signals = dict(condition.signals)
         if frames is not None and isinstance(self.frame_strategy, FrameAugment):
             signals.update(self.frame_strategy.signals(frames, self.parameterization))
@@ -218,7 +230,7 @@ class WorldModel(nn.Module):
                 multiplier=frames**0.5 if video and config.adjust_video_noise else 1.0,
                 high_sigma_ratio=config.high_sigma_ratio if video else 0.0,
             )
-        return distribution.sample(*draw_uniforms(seed, numbers)).to(x0.device)[:, None]
+        return _send(distribution.sample(*draw_uniforms(seed, numbers)), x0.device)[:, None]
 
     def draw_conditions(
         self, seed: int, numbers: Sequence[int], x0: Tensor, condition: Conditioning, counts: Tensor | None = None
@@ -228,7 +240,7 @@ class WorldModel(nn.Module):
         counts: `(B,)` given latent frames per view; drawn uniformly from the configured range when None.
         """
         pipe = self.config.pipe_config
-        keep = keep_draws(seed, numbers, pipe.text_dropout, "text_dropout").to(x0.device)
+        keep = _send(keep_draws(seed, numbers, pipe.text_dropout, "text_dropout"), x0.device)
         condition = dataclasses.replace(condition, text=condition.text * keep[:, None, None].to(condition.text))
         if not self.takes_frames or condition.data_type == "image":
             return condition
@@ -242,12 +254,13 @@ class WorldModel(nn.Module):
                 counts = torch.tensor(drawn).clamp(max=frames - 1)
         given = GivenFrames(
             latent=x0,
-            mask=first_frames_mask(counts.to(x0.device), frames, condition.views),
-            keep=keep_draws(seed, numbers, pipe.video_condition_dropout, "video_condition_dropout").to(x0.device),
+            mask=_send(first_frames_mask(counts, frames, condition.views), x0.device),
+            keep=_send(keep_draws(seed, numbers, pipe.video_condition_dropout, "video_condition_dropout"), x0.device),
         )
         if isinstance(self.frame_strategy, FrameAugment):
             levels = LogNormal(pipe.augment_sigma_mean, pipe.augment_sigma_std, pipe.augment_sigma_multiplier)
-            given.augment_sigma = levels.sample(draw_uniforms(seed, numbers, "augment_sigma", count=1)[0]).to(x0.device)
+            uniforms = draw_uniforms(seed, numbers, "augment_sigma", count=1)[0]
+            given.augment_sigma = _send(levels.sample(uniforms), x0.device)
             given.augment_noise = self._normal(seed, numbers, x0, "augment_noise")
         return dataclasses.replace(condition, frames=given)
 
@@ -269,7 +282,7 @@ class WorldModel(nn.Module):
     def _normal(seed: int, numbers: Sequence[int], like: Tensor, purpose: str) -> Tensor:
         """Return standard normal noise like `like` (B, ...), each sample's a function of (seed, number, purpose)."""
         noise = [torch.randn(like.shape[1:], generator=torch_generator(seed, n, purpose)) for n in numbers]
-        return torch.stack(noise).to(like.device)
+        return _send(torch.stack(noise), like.device)
 
     # ---- sampling ----------------------------------------------------------------------------------------------
 
@@ -288,9 +301,15 @@ class WorldModel(nn.Module):
         """
         from cosmos_predict.models.sampling import SamplerSettings, sample
 
-        return sample(
-            self, noise, condition, settings or SamplerSettings.for_family(self.config.pipe_config.family), on_step
-        )
+        settings = settings or SamplerSettings.for_pipe(self.config.pipe_config)
+        return sample(self, noise, condition, settings, on_step)
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a host tensor on `device`; pinned, so that the copy does not wait for the work that is queued there."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=tensor.is_pinned())
 
 
 def _per_view(function: Callable[[Tensor], Tensor], video: Tensor, views: int) -> Tensor:

@@ -70,6 +70,5 @@ def attention_backend(name: str) -> Attention:
     try:
         return load()
     except (ImportError, OSError) as error:
-        raise MissingDependencyError(
-            f"attention_backend={name!r} needs {package}: {error}. Or use attention_backend='sdpa'."
-        ) from error
+        advice = "Or use attention_backend='sdpa'."
+        raise MissingDependencyError(f"attention_backend={name!r} needs {package}: {error}. {advice}") from error

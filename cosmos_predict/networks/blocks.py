@@ -136,11 +136,8 @@ class Block(nn.Module):
         shift, scale, gate = self.adaln_modulation_cross_attn(embedding, lora)
         hidden = modulate(x, shift, scale)
         if views > 1:
-            hidden = (
-                self.cross_attn(hidden.unflatten(1, (views, -1)).flatten(0, 1), text)
-                .unflatten(0, (-1, views))
-                .flatten(1, 2)
-            )
+            hidden = self.cross_attn(hidden.unflatten(1, (views, -1)).flatten(0, 1), text)
+            hidden = hidden.unflatten(0, (-1, views)).flatten(1, 2)
         else:
             hidden = self.cross_attn(hidden, text)
         x = gated_add(x, gate, hidden)
@@ -154,10 +151,9 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.patch = (config.patch_temporal, config.patch_spatial, config.patch_spatial)
-        self.proj = nn.Sequential(
-            nn.Identity(), nn.Linear(config.in_channels * config.patch_volume, config.model_channels, bias=False)
-        )
+        self.patch = config.patch
+        linear = nn.Linear(config.in_channels * config.patch_volume, config.model_channels, bias=False)
+        self.proj = nn.Sequential(nn.Identity(), linear)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, frames, height, width = x.shape
@@ -171,7 +167,7 @@ class FinalLayer(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.patch = (config.patch_temporal, config.patch_spatial, config.patch_spatial)
+        self.patch = config.patch
         self.linear = nn.Linear(config.model_channels, config.patch_volume * config.out_channels, bias=False)
         self.adaln_modulation = Modulation(config, 2)
 

@@ -58,10 +58,8 @@ class DiTConfig:
         object.__setattr__(self, "input_channels", channels)
         object.__setattr__(self, "controls", tuple(self.controls or ()))
         if self.num_heads < 1 or self.model_channels % self.num_heads:
-            raise ConfigError(
-                f"model_channels={self.model_channels} is not divisible by num_heads={self.num_heads}; "
-                f"head counts that fit: {_divisors(self.model_channels)}"
-            )
+            what = f"model_channels={self.model_channels} is not divisible by num_heads={self.num_heads}"
+            raise ConfigError(f"{what}; head counts that fit: {_divisors(self.model_channels)}")
         if self.head_dim % 2 or 6 <= self.head_dim < 12:  # rows and columns get head_dim // 6 * 2 numbers: 0 or >= 4
             raise ConfigError(
                 f"the head size {self.head_dim} (model_channels / num_heads) must be even and at least 12, so that the "
@@ -89,8 +87,17 @@ class DiTConfig:
         return self.input_channels[0][1]
 
     @property
+    def patch(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns of a token."""
+        return (self.patch_temporal, self.patch_spatial, self.patch_spatial)
+
+    @property
     def patch_volume(self) -> int:
         return self.patch_temporal * self.patch_spatial**2
+
+    def token_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Return the (T, h, w) tokens of a latent of this size."""
+        return (frames // self.patch_temporal, height // self.patch_spatial, width // self.patch_spatial)
 
     @property
     def mlp_channels(self) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cosmos_predict.errors import ConfigError
 from cosmos_predict.networks.config import DiTConfig
 
 
@@ -57,6 +58,11 @@ class Injection:
         self.lora = value if self.lora is None else self.lora + value
 
 
+def wrong_shape(name: str, value: Tensor, expected: object) -> ConfigError:
+    """Return the error for a signal whose shape does not fit."""
+    return ConfigError(f"{name!r} has shape {tuple(value.shape)}, expected {expected}")
+
+
 class Control:
     """One way to steer a DiT. A subclass is a small record of parameters; modules it asks for become the network's own.
 
@@ -74,12 +80,6 @@ class Control:
     def block_modules(self, config: DiTConfig) -> dict[str, nn.Module]:
         """Return modules to register on every block under these (published) names."""
         return {}
-
-    def num_parameters(self, config: DiTConfig) -> int:
-        """Return the number of parameters that this control adds, blocks included."""
-        with torch.device("meta"):
-            own = sum(p.numel() for module in self.modules(config).values() for p in module.parameters())
-        return own + self.num_block_parameters(config) * config.num_blocks
 
     def num_block_parameters(self, config: DiTConfig) -> int:
         """Return the number of parameters that this control adds to each block, applied to every token."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.networks.blocks import Block, FinalLayer, PatchEmbed, RMSNorm, TimestepEmbedder
 from cosmos_predict.networks.config import DiTConfig
-from cosmos_predict.networks.control import Grid, Injection
+from cosmos_predict.networks.control import Grid, Injection, wrong_shape
 from cosmos_predict.networks.rope import (
     LearnablePositionEmbedding,
     SinCosPositionEmbedding,
@@ -58,15 +58,12 @@ class DiT(nn.Module):
         self.t_embedding_norm = RMSNorm(config.model_channels)
         if config.projects_text:
             assert config.crossattn_proj_in_channels is not None
-            self.crossattn_proj = nn.Sequential(
-                nn.Linear(config.crossattn_proj_in_channels, config.crossattn_emb_channels), nn.GELU()
-            )
+            linear = nn.Linear(config.crossattn_proj_in_channels, config.crossattn_emb_channels)
+            self.crossattn_proj = nn.Sequential(linear, nn.GELU())
         self.extra_pos_embedder: LearnablePositionEmbedding | SinCosPositionEmbedding | None = None
         if config.extra_pos_emb != "none":
             learnable = config.extra_pos_emb == "learnable"
-            self.extra_pos_embedder = (
-                LearnablePositionEmbedding(config) if learnable else SinCosPositionEmbedding(config)
-            )
+            self.extra_pos_embedder = (LearnablePositionEmbedding if learnable else SinCosPositionEmbedding)(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
         self.final_layer = FinalLayer(config)
         for control in config.controls:
@@ -114,13 +111,10 @@ class DiT(nn.Module):
         injection = Injection()
         for control in config.controls:
             control.inject(self, {**signals, "condition_mask": condition_mask}, grid, injection)
-        channels = self._input_channels(x, condition_mask, padding_mask, signals, injection, grid)
+        named = {**signals, "cond_mask": condition_mask, "padding": padding_mask, **injection.channels}
+        channels = self._input_channels(x, named, grid)
 
-        token_grid = (
-            grid.frames_per_view // config.patch_temporal,
-            height // config.patch_spatial,
-            width // config.patch_spatial,
-        )
+        token_grid = config.token_grid(grid.frames_per_view, height, width)
         rope = self._rope(token_grid, views, self._fps(fps, batch, grid.frames_per_view), x.device)
         extra = self._extra_positions(token_grid, views, channels)
 
@@ -179,10 +173,8 @@ class DiT(nn.Module):
         known = {name for name, _ in config.input_channels[1:]} - {"cond_mask", "padding"}
         known |= {name for control in config.controls for name in control.signals}
         if unknown := sorted(name for name, value in signals.items() if value is not None and name not in known):
-            raise ConfigError(
-                f"this network reads no signal {', '.join(map(repr, unknown))}; "
-                f"it reads {', '.join(map(repr, sorted(known))) or 'none'}"
-            )
+            unread, read = (", ".join(map(repr, names)) for names in (unknown, sorted(known)))
+            raise ConfigError(f"this network reads no signal {unread}; it reads {read or 'none'}")
         batch, channels, frames, height, width = x.shape
         if channels != config.latent_channels:
             raise ConfigError(f"the latent has {channels} channels, the network takes {config.latent_channels}")
@@ -193,49 +185,31 @@ class DiT(nn.Module):
             raise ConfigError(f"{frames} latent frames do not divide into {views} views{patches}")
         per_frame = batch * frames if config.patch_temporal == 1 else batch
         if timesteps.ndim > 2 or timesteps.shape[:1] != (batch,) or timesteps.numel() not in (batch, per_frame):
-            raise ConfigError(
-                f"timesteps of shape {tuple(timesteps.shape)} fit neither (B,) nor (B, T) for B={batch}, T={frames}"
-            )
+            what = f"timesteps of shape {tuple(timesteps.shape)} fit neither (B,) nor (B, T)"
+            raise ConfigError(f"{what} for B={batch}, T={frames}")
         if text.ndim != 3 or text.shape[0] != batch or text.shape[1] % views:
             raise ConfigError(f"text of shape {tuple(text.shape)} does not fit a batch of {batch} with {views} views")
         expected = config.crossattn_proj_in_channels if config.projects_text else config.crossattn_emb_channels
         if text.shape[2] != expected:
             raise ConfigError(f"text embeddings are {text.shape[2]} wide, the network takes {expected}")
-        check_grid(
-            config,
-            (frames // views // config.patch_temporal, height // config.patch_spatial, width // config.patch_spatial),
-        )
+        check_grid(config, config.token_grid(frames // views, height, width))
 
-    def _input_channels(
-        self,
-        x: Tensor,
-        condition_mask: Tensor | None,
-        padding_mask: Tensor | None,
-        signals: dict[str, Any],
-        injection: Injection,
-        grid: Grid,
-    ) -> Tensor:
+    def _input_channels(self, x: Tensor, named: Mapping[str, Tensor | None], grid: Grid) -> Tensor:
         """Return the named channels in order, `(B, sum c, T, H, W)`; a named channel that nobody gives is zero."""
-        target = (grid.batch, -1, grid.frames, grid.height, grid.width)
         parts = [x.to(grid.dtype)]
         for name, size in self.config.input_channels[1:]:
-            value = condition_mask if name == "cond_mask" else injection.channels.get(name, signals.get(name))
-            if name == "padding" and padding_mask is not None:
-                if padding_mask.ndim != 4 or padding_mask.shape[:2] not in ((1, 1), (grid.batch, 1)):
-                    raise ConfigError(
-                        f"padding_mask has shape {tuple(padding_mask.shape)}, expected ({grid.batch}, 1, H, W) in pixels"
-                    )
-                value = F.interpolate(padding_mask.float(), size=(grid.height, grid.width), mode="nearest").unsqueeze(2)
+            value = named.get(name)
+            if name == "padding" and value is not None:
+                if value.ndim != 4 or value.shape[:2] not in ((1, 1), (grid.batch, 1)):
+                    raise wrong_shape("padding_mask", value, f"({grid.batch}, 1, H, W) in pixels")
+                value = F.interpolate(value.float(), size=(grid.height, grid.width), mode="nearest").unsqueeze(2)
             if value is None:
                 value = x.new_zeros(1, size, 1, 1, 1)
             wanted = (grid.batch, size, grid.frames, grid.height, grid.width)
             value = value[:, :, : grid.frames] if value.ndim == 5 else value
             if value.ndim != 5 or value.shape[1] != size or not _broadcasts(value, wanted):
-                raise ConfigError(
-                    f"input channel {name!r} has shape {tuple(value.shape)}, expected {wanted} (1 broadcasts, but not "
-                    f"in place of {size} channels)"
-                )
-            parts.append(value.to(grid.dtype).expand(*target))
+                raise wrong_shape(name, value, f"{wanted} (1 broadcasts, but not in place of {size} channels)")
+            parts.append(value.to(grid.dtype).expand(wanted))
         return torch.cat(parts, dim=1)
 
     def _fps(self, fps: Tensor | float | None, batch: int, frames: int) -> float | None:
@@ -246,9 +220,7 @@ class DiT(nn.Module):
             raise ConfigError("this network measures time in seconds (rope_enable_fps_modulation): give fps")
         values = torch.as_tensor(fps).flatten().tolist()
         if frames > 1 and batch > 1 and any(value != values[0] for value in values):
-            raise ConfigError(
-                f"clips of one batch must have one fps here, got {values}; batch clips of equal fps together"
-            )
+            raise ConfigError(f"clips of one batch must have one fps here, got {values}; batch clips of equal fps")
         return float(values[0])
 
     def _rope(
@@ -256,16 +228,11 @@ class DiT(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         key = (grid, views, fps, device)
         if key not in self._rope_cache:
-            config = self.config
-            ratios = (
-                config.rope_h_extrapolation_ratio,
-                config.rope_w_extrapolation_ratio,
-                config.rope_t_extrapolation_ratio,
-            )
+            c = self.config
+            ratios = (c.rope_h_extrapolation_ratio, c.rope_w_extrapolation_ratio, c.rope_t_extrapolation_ratio)
+            options = {"fps": fps, "base_fps": c.base_fps, "views": views, "device": device}
             with torch.inference_mode(False):  # the kept table must serve training after a forward in inference mode
-                angles = rope_angles(
-                    config.head_dim, grid, ratios, fps=fps, base_fps=config.base_fps, views=views, device=device
-                )
+                angles = rope_angles(c.head_dim, grid, ratios, **options)
                 self._rope_cache = {key: rope_table(angles)}
         return self._rope_cache[key]
 
@@ -288,16 +255,17 @@ class DiT(nn.Module):
         xavier = self.config.initialization == "xavier"
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
-                init = _xavier if xavier else _trunc_normal
-                if xavier and name.startswith("t_embedder"):
-                    init = _normal
-                if (
-                    "adaln_modulation" in name
-                    and name.endswith(".2")
-                    and not (xavier and name.startswith("final_layer"))
-                ):
-                    init = nn.init.zeros_
-                init(module.weight)
+                weight = module.weight
+                starts_zero = "adaln_modulation" in name and name.endswith(".2")
+                if starts_zero and not (xavier and name.startswith("final_layer")):
+                    nn.init.zeros_(weight)
+                elif xavier and name.startswith("t_embedder"):
+                    nn.init.normal_(weight, std=0.02)
+                elif xavier:
+                    nn.init.xavier_uniform_(weight)
+                else:
+                    std = 1 / math.sqrt(weight.shape[1])
+                    nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
             elif isinstance(module, RMSNorm | LearnablePositionEmbedding):
                 module.reset_parameters()
         if self.config.projects_text:
@@ -308,19 +276,6 @@ class DiT(nn.Module):
 
 def _broadcasts(value: Tensor, shape: tuple[int, ...]) -> bool:
     return all(have in (1, want) for have, want in zip(value.shape, shape, strict=True))
-
-
-def _trunc_normal(weight: Tensor) -> None:
-    std = 1 / math.sqrt(weight.shape[1])
-    nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
-
-
-def _normal(weight: Tensor) -> None:
-    nn.init.normal_(weight, std=0.02)
-
-
-def _xavier(weight: Tensor) -> None:
-    nn.init.xavier_uniform_(weight)
 
 
 def build_dit(

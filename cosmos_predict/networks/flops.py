@@ -1,4 +1,4 @@
-"""Parameters and floating-point operations of a DiT as functions of its configuration and token counts; nothing is built.
+"""Floating-point operations of a DiT as functions of its configuration and token counts; nothing is built.
 
 A multiply-add counts as two operations. Attention is bidirectional: forward 4 D N per token and layer (queries times
 keys, weights times values), so 12 D N for a training step. Elementwise work, norms and softmax are not counted.
@@ -6,37 +6,14 @@ keys, weights times values), so 12 D N for a training step. Elementwise work, no
 
 from __future__ import annotations
 
+import math
+
 from cosmos_predict.networks.config import DiTConfig
-
-
-def count_parameters(config: DiTConfig) -> int:
-    """Return the exact number of parameters of `DiT(config)`, controls included."""
-    width, text, rank = config.model_channels, config.crossattn_emb_channels, config.adaln_lora_dim
-    modulation = 3 * (width * rank + rank * 3 * width)
-    attention = 4 * width**2 + 2 * config.head_dim
-    cross_attention = 2 * width**2 + 2 * text * width + 2 * config.head_dim
-    block = modulation + attention + cross_attention + 2 * width * config.mlp_channels
-    patches = config.in_channels * config.patch_volume * width
-    time = width**2 + 3 * width**2 + width
-    final = width * rank + rank * 2 * width + width * config.patch_volume * config.out_channels
-    total = config.num_blocks * block + patches + time + final
-    if config.projects_text:
-        assert config.crossattn_proj_in_channels is not None
-        total += config.crossattn_proj_in_channels * text + text
-    if config.extra_pos_emb == "learnable":
-        lengths = (
-            config.max_frames // config.patch_temporal,
-            config.max_img_h // config.patch_spatial,
-            config.max_img_w // config.patch_spatial,
-        )
-        total += sum(lengths) * width
-    return total + sum(control.num_parameters(config) for control in config.controls)
 
 
 def count_tokens(config: DiTConfig, latent_shape: tuple[int, int, int]) -> int:
     """Return the tokens of a latent (T, H, W), all views together."""
-    frames, height, width = latent_shape
-    return (frames // config.patch_temporal) * (height // config.patch_spatial) * (width // config.patch_spatial)
+    return math.prod(config.token_grid(*latent_shape))
 
 
 def forward_flops(config: DiTConfig, tokens: int, text_tokens: int = 512, frames: int = 1, views: int = 1) -> int:

@@ -1,14 +1,13 @@
-"""LoRA: low-rank adapters beside frozen linear layers, y = W x + b + sum over adapters of weight * alpha/rank * B (A
-x).
+"""LoRA: low-rank adapters beside frozen linear layers, y = W x + b + sum over adapters of weight * alpha/rank * B (A x).
 
 An adapted network's state dict has the published in-file form (PEFT's in-place injection):
 `blocks.0.self_attn.q_proj.base_layer.weight`, `...q_proj.lora_A.default.weight` (rank, in),
-`...q_proj.lora_B.default.weight` (out, rank). Adapters alone are saved in PEFT's file format and load there; PEFT's
-load here.
+`...q_proj.lora_B.default.weight` (out, rank). Files of adapters: `cosmos_predict.checkpoint.lora_forms`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import re
@@ -26,7 +25,7 @@ DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "output_proj", "mlp.layer1", "m
 
 
 class LoRALinear(nn.Module):
-    """A linear layer with named adapters. Only `inject_lora` and `load_adapters` make these."""
+    """A linear layer with named adapters, `active` ones with their weights. `inject_lora` and `load_adapters` make these."""
 
     def __init__(self, base_layer: nn.Linear) -> None:
         super().__init__()
@@ -34,7 +33,6 @@ class LoRALinear(nn.Module):
         self.lora_A, self.lora_B = nn.ModuleDict(), nn.ModuleDict()
         self.alpha: dict[str, float] = {}
         self.active: dict[str, float] = {}  # adapter -> weight; what is not here does nothing
-        self._unmerged: Tensor | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -56,8 +54,6 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.base_layer(x)
-        if self._unmerged is not None:
-            return out
         for name in self.active:
             a, b = self.matrices(name)
             delta = F.linear(F.linear(x.to(a.dtype), a), b)
@@ -66,21 +62,11 @@ class LoRALinear(nn.Module):
 
     def merged_weight(self) -> Tensor:
         """Return W + sum of scale * B A `(out, in)`, summed in float32 and rounded once to W's dtype."""
-        weight = self.base_layer.weight if self._unmerged is None else self._unmerged
-        total = weight.detach().float()
+        total = self.base_layer.weight.detach().float()
         for name in self.active:
             a, b = self.matrices(name)
             total = total + self.scale(name) * (b.detach().float() @ a.detach().float())
-        return total.to(weight.dtype)
-
-    def merge(self) -> None:
-        if self._unmerged is None:
-            merged, self._unmerged = self.merged_weight(), self.base_layer.weight.detach()
-            self.base_layer.weight.data = merged
-
-    def unmerge(self) -> None:
-        if self._unmerged is not None:
-            self.base_layer.weight.data, self._unmerged = self._unmerged, None
+        return total.to(self.base_layer.weight.dtype)
 
     def matrices(self, adapter: str) -> tuple[Tensor, Tensor]:
         return self.lora_A[adapter].weight, self.lora_B[adapter].weight  # type: ignore[return-value]
@@ -147,88 +133,30 @@ def initialize_adapter(network: nn.Module, adapter: str = "default", seed: int =
             full = torch.empty(a.shape, dtype=torch.float32)
             nn.init.kaiming_uniform_(full, a=math.sqrt(5), generator=torch_generator(seed, 0, f"lora {name} {adapter}"))
             full = full.to(a.device, a.dtype)
-            # Every rank has drawn the same: no communication needed.
-            a.copy_(
-                distribute_tensor(full, a.device_mesh, a.placements, src_data_rank=None)
-                if isinstance(a, DTensor)
-                else full
-            )
+            if isinstance(a, DTensor):  # every rank has drawn the same: no communication needed
+                full = distribute_tensor(full, a.device_mesh, a.placements, src_data_rank=None)
+            a.copy_(full)
 
 
-def set_adapters(network: nn.Module, weights: Mapping[str, float]) -> None:
-    """Make exactly these adapters active, each with its weight; an empty mapping gives the base network.
-
-    Raises ConfigError for a name that the network does not have, and while adapters are merged.
-    """
-    known = adapter_names(network)
-    if missing := [name for name in weights if name not in known]:
-        raise ConfigError(f"the network has no adapter {missing[0]!r}; it has {', '.join(known) or 'none'}")
+@contextlib.contextmanager
+def without_adapters(network: nn.Module) -> Iterator[None]:
+    """Let `network` be its base alone, under the names from before injection, until the block ends."""
     layers = list(lora_layers(network))
-    if any(layer._unmerged is not None for _, layer in layers):
-        raise ConfigError("the adapters are merged; call unmerge_lora before changing which are active")
-    for _, layer in layers:
-        layer.active = {name: float(weight) for name, weight in weights.items() if name in layer.lora_A}
-
-
-def adapter_names(network: nn.Module) -> list[str]:
-    """Return the names of the network's adapters."""
-    return list(dict.fromkeys(name for _, layer in lora_layers(network) for name in layer.lora_A))
+    for name, layer in layers:
+        network.set_submodule(name, layer.base_layer)
+    try:
+        yield
+    finally:
+        for name, layer in layers:
+            network.set_submodule(name, layer)
 
 
 @torch.no_grad()
-def merge_lora(network: nn.Module, remove: bool = False) -> None:
-    """Add the active adapters to the weights, so that the forward costs nothing extra.
-
-    The weights from before are kept for `unmerge_lora`, which restores them bit for bit. With `remove=True` they are
-    not: every adapted layer becomes a plain linear again, and the state-dict keys those of a network without adapters.
-    """
+def merge_lora(network: nn.Module) -> None:
+    """Add the active adapters to the weights for good: adapted layers become plain ones, which cost nothing extra."""
     for name, layer in list(lora_layers(network)):
-        if remove:
-            layer.base_layer.weight.data = layer.merged_weight()
-            network.set_submodule(name, layer.base_layer)
-        else:
-            layer.merge()
-
-
-def unmerge_lora(network: nn.Module) -> None:
-    """Undo `merge_lora` exactly."""
-    for _, layer in lora_layers(network):
-        layer.unmerge()
-
-
-def adapter_state_dict(network: nn.Module, adapter: str = "default") -> dict[str, Tensor]:
-    """Return `{module}.lora_A.weight` (rank, in) and `{module}.lora_B.weight` (out, rank) of one adapter."""
-    state = {}
-    for name, layer in lora_layers(network, adapter):
-        a, b = layer.matrices(adapter)
-        state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"] = a.detach(), b.detach()
-    if not state:
-        raise ConfigError(
-            f"the network has no adapter {adapter!r}; it has {', '.join(adapter_names(network)) or 'none'}"
-        )
-    return state
-
-
-def base_keys(network: nn.Module) -> dict[str, str]:
-    """Return {state-dict key before injection: key now} of every tensor that is not an adapter's."""
-    layers = dict(lora_layers(network))
-    keys = {}
-    for key in network.state_dict():
-        match = re.fullmatch(r"(.+)\.(base_layer|lora_A|lora_B)\.(.+)", key)
-        if match is None or match[1] not in layers:
-            keys[key] = key
-        elif match[2] == "base_layer":
-            keys[f"{match[1]}.{match[3]}"] = key
-    return keys
-
-
-def base_state_dict(network: nn.Module) -> dict[str, Tensor]:
-    """Return the network's state dict without adapters, under the keys from before injection.
-
-    While adapters are merged, the merged weights.
-    """
-    state = network.state_dict()
-    return {plain: state[key] for plain, key in base_keys(network).items()}
+        layer.base_layer.weight.data = layer.merged_weight()
+        network.set_submodule(name, layer.base_layer)
 
 
 def linear_layers(network: nn.Module) -> Iterator[tuple[str, nn.Linear | LoRALinear]]:
@@ -246,22 +174,15 @@ def _target_layers(network: nn.Module, targets: Sequence[str]) -> dict[str, nn.L
     linears = dict(linear_layers(network))
     matched: dict[str, nn.Linear | LoRALinear] = {}
     for target in targets:
-        names = [name for name in linears if name == target or name.endswith(f".{target}")]
+        names = [name for name in linears if f".{name}".endswith(f".{target}")]
         if not names:
-            other = next(
-                (
-                    name
-                    for name, _ in network.named_modules()
-                    if target and (name == target or name.endswith(f".{target}"))
-                ),
-                None,
-            )
-            if other is not None:
-                kind = type(network.get_submodule(other)).__name__
-                raise ConfigError(f"LoRA target {target!r} names {other}, a {kind}; only linear layers take adapters")
-            raise ConfigError(
-                f"LoRA target {target!r} matches no layer of the network.{nearest_layers(target, linears)}"
-            )
+            others = [name for name, _ in network.named_modules() if target and f".{name}".endswith(f".{target}")]
+            if others:
+                kind = type(network.get_submodule(others[0])).__name__
+                raise ConfigError(
+                    f"LoRA target {target!r} names {others[0]}, a {kind}; only linear layers take adapters"
+                )
+            raise ConfigError(f"LoRA target {target!r} matches no layer here.{nearest_layers(target, linears)}")
         matched.update((name, linears[name]) for name in names)
     return {name: module for name, module in linears.items() if name in matched}
 

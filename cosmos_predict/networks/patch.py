@@ -23,10 +23,8 @@ def grow_patch_weight(weight: Tensor, old_channels: Channels, new_channels: Chan
     """
     old_size = sum(size for _, size in old_channels) * patch_volume
     if weight.ndim != 2 or weight.shape[1] != old_size:
-        raise ConfigError(
-            f"a patch weight of shape {tuple(weight.shape)} does not belong to the channels {list(old_channels)}: "
-            f"these have {old_size} columns"
-        )
+        what = f"a patch weight of shape {tuple(weight.shape)} does not belong to the channels {list(old_channels)}"
+        raise ConfigError(f"{what}: these have {old_size} columns")
     sizes = [size * patch_volume for _, size in old_channels]
     columns = dict(zip([name for name, _ in old_channels], weight.split(sizes, dim=1), strict=True))
     grown = weight.new_zeros(weight.shape[0], sum(size for _, size in new_channels) * patch_volume)
@@ -35,16 +33,12 @@ def grow_patch_weight(weight: Tensor, old_channels: Channels, new_channels: Chan
         width = size * patch_volume
         if (part := columns.pop(name, None)) is not None:
             if part.shape[1] != width:
-                raise ConfigError(
-                    f"input channel {name!r} has {part.shape[1] // patch_volume} channels in the base and {size} in the "
-                    "grown network; a changed channel needs a new name"
-                )
+                what = f"{part.shape[1] // patch_volume} channels in the base and {size} in the grown network"
+                raise ConfigError(f"input channel {name!r} has {what}; a changed channel needs a new name")
             grown[:, start : start + width] = part
         start += width
     if columns:
-        logger.warning(
-            "input channels {} of the base are not among the network's {}: their patch columns are dropped",
-            list(columns),
-            [name for name, _ in new_channels],
-        )
+        names = [name for name, _ in new_channels]
+        text = "input channels {} of the base are not among the network's {}: their patch columns are dropped"
+        logger.warning(text, list(columns), names)
     return grown

@@ -54,15 +54,8 @@ def rope_angles(
     time = axis(frames, dim_t, ratio_t, None if fps is None else (fps, base_fps))
     rows = axis(height, dim_hw, ratio_h)
     columns = axis(width, dim_hw, ratio_w)
-    shape = (frames, height, width)
-    table = torch.cat(
-        [
-            time[:, None, None].expand(*shape, -1),
-            rows[None, :, None].expand(*shape, -1),
-            columns[None, None, :].expand(*shape, -1),
-        ],
-        dim=-1,
-    ).reshape(frames * height * width, head_dim // 2)
+    axes = (time[:, None, None], rows[:, None], columns)
+    table = torch.cat([values.expand(*grid, -1) for values in axes], dim=-1).flatten(0, 2)
     return table.repeat(views, 1) if views > 1 else table
 
 
@@ -95,10 +88,10 @@ class LearnablePositionEmbedding(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        lengths = position_limits(config)
-        self.pos_emb_h = nn.Parameter(torch.empty(lengths[1], config.model_channels))
-        self.pos_emb_w = nn.Parameter(torch.empty(lengths[2], config.model_channels))
-        self.pos_emb_t = nn.Parameter(torch.empty(lengths[0], config.model_channels))
+        frames, height, width = position_limits(config)
+        self.pos_emb_h = nn.Parameter(torch.empty(height, config.model_channels))
+        self.pos_emb_w = nn.Parameter(torch.empty(width, config.model_channels))
+        self.pos_emb_t = nn.Parameter(torch.empty(frames, config.model_channels))
 
     def reset_parameters(self) -> None:
         for table in (self.pos_emb_h, self.pos_emb_w, self.pos_emb_t):
@@ -107,11 +100,8 @@ class LearnablePositionEmbedding(nn.Module):
     def forward(self, grid: tuple[int, int, int], views: int = 1) -> Tensor:
         """Return `(1, views*T*h*w, D)` for a grid of (T, h, w) tokens per view."""
         frames, height, width = grid
-        table = (
-            self.pos_emb_t[:frames, None, None]
-            + self.pos_emb_h[None, :height, None]
-            + self.pos_emb_w[None, None, :width]
-        ).flatten(0, 2)
+        table = self.pos_emb_t[:frames, None, None] + self.pos_emb_h[:height, None] + self.pos_emb_w[:width]
+        table = table.flatten(0, 2)
         rms = torch.linalg.vector_norm(table, dim=-1, keepdim=True, dtype=torch.float32) / math.sqrt(table.shape[-1])
         table = table / (1e-6 + rms).to(table.dtype)
         return table.repeat(views, 1)[None]
@@ -123,11 +113,7 @@ class SinCosPositionEmbedding(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.dim = config.model_channels
-        self.ratios = (
-            config.extra_t_extrapolation_ratio,
-            config.extra_h_extrapolation_ratio,
-            config.extra_w_extrapolation_ratio,
-        )
+        self.ratios = [getattr(config, f"extra_{axis}_extrapolation_ratio") for axis in "thw"]
         self.cache: dict[tuple, Tensor] = {}
 
     def forward(self, grid: tuple[int, int, int], views: int = 1, device: torch.device | None = None) -> Tensor:
@@ -150,19 +136,15 @@ class SinCosPositionEmbedding(nn.Module):
 
 def position_limits(config: DiTConfig) -> tuple[int, int, int]:
     """Return the largest (T, h, w) token grid of one view."""
-    return (
-        config.max_frames // config.patch_temporal,
-        config.max_img_h // config.patch_spatial,
-        config.max_img_w // config.patch_spatial,
-    )
+    return config.token_grid(config.max_frames, config.max_img_h, config.max_img_w)
 
 
 def check_grid(config: DiTConfig, grid: tuple[int, int, int]) -> None:
     """Raise ConfigError when a (T, h, w) token grid is beyond the position tables."""
     limits = position_limits(config)
     if any(size > limit for size, limit in zip(grid, limits, strict=True)):
+        largest = f"{limits[1] * config.patch_spatial} x {limits[2] * config.patch_spatial}"
         raise ConfigError(
             f"a token grid (frames, height, width) of {grid} is larger than the network's positions {limits}; "
-            f"use fewer frames or a smaller size (at most {limits[1] * config.patch_spatial} x "
-            f"{limits[2] * config.patch_spatial} latent pixels)"
+            f"use fewer frames or a smaller size (at most {largest} latent pixels)"
         )

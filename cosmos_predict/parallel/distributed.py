@@ -152,8 +152,8 @@ def register_closer(name: str, close: Callable[[], object]) -> None:
 def finish_distributed(status: int = 0) -> NoReturn:
     """End the program with `status`: close, join threads, wait for the others, leave the group, flush, exit.
 
-    A status that is not 0 tells the other ranks, which then end too, and leaves without waiting for them. In a single
-    process without a group this is `sys.exit(status)` after closing.
+    A status that is not 0 tells the other ranks, which then end too, and leaves without waiting for them; 130 (Ctrl-C)
+    waits for no thread either. In a single process without a group this is else `sys.exit(status)` after closing.
     """
     watcher = _watcher
     if watcher is not None and status:
@@ -162,7 +162,11 @@ def finish_distributed(status: int = 0) -> NoReturn:
     if watcher is None:
         if dist.is_initialized():  # by somebody else's call
             dist.destroy_process_group()
+        if status == 130:
+            _exit_now(status)
         sys.exit(status or closed)
+    if status == 130:
+        _exit_now(status)
     # What the interpreter itself does first when it exits: end idle executors and join every thread that is no daemon.
     threading._shutdown()  # type: ignore[attr-defined]
     if closed and not status:

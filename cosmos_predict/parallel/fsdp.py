@@ -58,6 +58,13 @@ def average_gradients(units: Iterable[nn.Module], mesh: Mesh, last: bool) -> Non
             unit.set_requires_all_reduce(last)  # type: ignore[operator]
 
 
+def reshard(module: nn.Module) -> None:
+    """Drop gathered weights, so that the next forward gathers what is now in the shards."""
+    for part in module.modules():
+        if hasattr(part, "set_reshard_after_forward"):  # of FSDP; asked by attribute: importing the class takes long
+            part.reshard()  # type: ignore[operator]
+
+
 def initialise(net: nn.Module, init: Callable[[], object]) -> None:
     """Run `init`, which fills parameters of `net`, giving shards the values that whole parameters would get.
 

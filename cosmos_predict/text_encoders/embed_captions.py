@@ -1,13 +1,12 @@
 """From captions to embedding files: batched, each distinct caption once, resumable.
 
-Beside a folder of embeddings, `FOLDER.json` notes which encoder made them: embeddings of two encoders look alike, and a
-dataset that mixes them trains a model on noise.
+Beside a folder of embeddings an index notes which encoder made them, of which captions (`io.embedding_index`).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +14,13 @@ import numpy as np
 from loguru import logger
 from tqdm import tqdm
 
-from cosmos_predict.errors import ConfigError, DataError
-from cosmos_predict.io.atomic import atomic_write_text
+from cosmos_predict.io.embedding_index import (
+    EMBEDDING_SUFFIXES,
+    EmbeddingIndex,
+    check_same_encoder,
+    fingerprint,
+    read_index,
+)
 from cosmos_predict.io.embeddings import read_embedding, write_embedding
 from cosmos_predict.text_encoders.build import TextEncoder
 
@@ -50,31 +54,47 @@ def embed_captions(
 ) -> EmbeddingReport:
     """Write one float16 array (n, 1024) per caption, n its number of tokens, to the caption's output file.
 
-    A readable output file is kept (`overwrite` removes them all first), a damaged one is made again. The encoder is
-    built only where something is left to do. What goes wrong with one file is reported under its source, the others go
-    on; an error of the encoder itself is raised, and the files written until then stay.
+    A readable output file is kept (`overwrite` removes them all first), a damaged one is made again, and so is one that the
+    index says was made of another caption. The encoder is built only where something is left to do. What goes wrong with
+    one file is reported under its source, the others go on; an error of the encoder itself is raised, and the files written
+    until then stay.
 
-    Raises ConfigError where a folder holds embeddings of an encoder other than `encoder_name` ("t5", "tiny") and
+    Raises DataError where a folder holds embeddings of an encoder other than `encoder_name` ("t5", "tiny") and
     `overwrite` is off.
     """
     report = EmbeddingReport()
+    indices = {folder: EmbeddingIndex() for folder in {caption.output.parent for caption in captions}}
     if not overwrite:
-        _check_same_encoder(captions, encoder_name)
-    kept = set() if overwrite else {caption.output for caption in captions if _is_readable(caption.output)}
-    report.skipped = len(kept)
-    outputs: dict[str, list[Caption]] = {}
+        for folder in indices:
+            indices[folder] = read_index(folder)
+            if any(folder.glob("*")):
+                remedy = "pass --overwrite to make all of them again"
+                check_same_encoder(indices[folder].text_encoder, encoder_name, folder, "--text_encoder", remedy)
+    kept, outputs, stale = set(), dict[str, list[Caption]](), list[Caption]()
     for caption in captions:
-        if caption.output not in kept:
+        known = indices[caption.output.parent].captions.get(caption.output.stem)
+        changed = known is not None and known != fingerprint(caption.text)
+        if not (overwrite or changed) and _is_readable(caption.output):
+            kept.add(caption.output)
+        else:
             outputs.setdefault(caption.text, []).append(caption)
+            stale += [caption] if overwrite or changed else []
+    report.skipped = len(kept)
+    for caption in captions:
+        indices[caption.output.parent].captions[caption.output.stem] = fingerprint(caption.text)
     if not outputs:
+        with contextlib.suppress(OSError):  # a dataset that cannot be written to
+            _write_indices({folder: index for folder, index in indices.items() if index != read_index(folder)})
         return report
     encoder = build_encoder()
-    if overwrite:  # only now that the encoder exists; a run that is killed can then be resumed without --overwrite
-        for caption in captions:
-            caption.output.unlink(missing_ok=True)
-    for folder in {caption.output.parent for caption in captions}:
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(encoder_note(folder), json.dumps({"text_encoder": encoder_name}) + "\n")
+    # Only now that the encoder exists. Old files go first, of every form; then the index says what all files are made of
+    # that exist or will. So whenever a run is killed, the next one makes what is missing.
+    for caption in stale:
+        for suffix in EMBEDDING_SUFFIXES:
+            caption.output.with_name(caption.output.stem + suffix).unlink(missing_ok=True)
+    for index in indices.values():
+        index.text_encoder = encoder_name
+    _write_indices(indices)
     texts = sorted(outputs, key=len)  # similar lengths in a batch: little padding to compute
     with tqdm(total=len(captions), initial=len(kept), unit="caption", desc="text embeddings") as progress:
         for batch in _batches(texts, batch_size):
@@ -88,28 +108,10 @@ def embed_captions(
     return report
 
 
-def encoder_note(folder: Path) -> Path:
-    """Return the path of the note that says which encoder made the embeddings in `folder`."""
-    return folder.with_name(f"{folder.name}.json")
-
-
-def _check_same_encoder(captions: Sequence[Caption], encoder_name: str) -> None:
-    """Raise where embeddings that would be kept were made by another encoder; files without a note are trusted."""
-    for folder in {caption.output.parent for caption in captions if caption.output.exists()}:
-        note = encoder_note(folder)
-        if not note.is_file():
-            continue
-        try:
-            made_by = json.loads(note.read_text(encoding="utf-8"))["text_encoder"]
-        except (ValueError, KeyError, TypeError):
-            raise DataError(
-                f"{note} does not name the text encoder of {folder}; remove it or pass --overwrite"
-            ) from None
-        if made_by != encoder_name:
-            raise ConfigError(
-                f"the embeddings in {folder} were made with --text_encoder {made_by} (says {note.name}); they cannot "
-                f"be mixed with those of {encoder_name}: pass --overwrite to make all of them again"
-            )
+def _write_indices(indices: Mapping[Path, EmbeddingIndex]) -> None:
+    for folder, index in indices.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        index.write(folder)
 
 
 def _write(caption: Caption, embedding: np.ndarray, report: EmbeddingReport) -> None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-
-_GAIN_NAMES = ("weight", "gamma", "scale")
 
 
 def filled_weight(name: str, shape: Sequence[int], seed: int = 0) -> np.ndarray:
@@ -26,13 +24,8 @@ def filled_weight(name: str, shape: Sequence[int], seed: int = 0) -> np.ndarray:
     normal = generator.standard_normal(tuple(shape))  # float64, rounded once at the end
     if len(shape) > 1:
         filled = normal / math.sqrt(max(1, math.prod(shape[1:])))
-    elif name.split(".")[-1] in _GAIN_NAMES:
+    elif name.split(".")[-1] in ("weight", "gamma", "scale"):
         filled = 1.0 + 0.1 * normal
     else:
         filled = 0.1 * normal
     return np.asarray(filled, dtype=np.float32)
-
-
-def filled_weights(shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str, np.ndarray]:
-    """Return {name: float32 array} for every name of `shapes`."""
-    return {name: filled_weight(name, shape, seed) for name, shape in shapes.items()}

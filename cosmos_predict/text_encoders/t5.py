@@ -80,23 +80,22 @@ class T5TextEncoder:
             return embeddings, mask
         tokens = self.tokenizer(prompts, truncation=True, max_length=max_length, padding="longest", return_tensors="pt")
         valid = tokens.attention_mask.bool().to(self.device)
-        inputs = {"input_ids": tokens.input_ids.to(self.device), "attention_mask": valid}
         with torch.inference_mode():
-            hidden = self._run(inputs).last_hidden_state
+            hidden = self._run({"input_ids": tokens.input_ids.to(self.device), "attention_mask": valid})
             length = hidden.shape[1]
             embeddings[:, :length] = hidden.float().masked_fill(~valid[..., None], 0.0)
             mask[:, :length] = valid
         return embeddings, mask
 
-    def _run(self, inputs: dict[str, torch.Tensor]) -> Any:
+    def _run(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Call the network; with offload on copies of its weights, so that nothing has to be copied back."""
         import torch
 
         if not self.offload:
-            return self.model(**inputs)
+            return self.model(**inputs).last_hidden_state
         tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         copies = {name: tensor.to(self.device) for name, tensor in tensors.items()}
-        return torch.func.functional_call(self.model, copies, kwargs=inputs)
+        return torch.func.functional_call(self.model, copies, kwargs=inputs).last_hidden_state
 
 
 def find_t5(name_or_path: str | Path, cache_dir: str | Path | None = None) -> Path:
@@ -114,39 +113,14 @@ def find_t5(name_or_path: str | Path, cache_dir: str | Path | None = None) -> Pa
         if (folder / "config.json").is_file() and any(folder.glob(pattern) for pattern in WEIGHT_FILES):
             return folder
     if given.is_dir():
-        raise CheckpointError(
-            f"{given} is no T5 folder: expected config.json and pytorch_model.bin or model.safetensors, as of {T5_11B}"
-        )
+        raise CheckpointError(f"{given} is no T5 folder: expected config.json and pytorch_model.bin or *.safetensors")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        raise FileNotFoundError(
-            f"no T5 folder {name}, and that is no Hugging Face name (OWNER/MODEL, as {T5_11B}) either"
-        )
+        raise FileNotFoundError(f"no T5 folder {name}, and no Hugging Face name (OWNER/MODEL, as {T5_11B}) either")
     from cosmos_predict.io.hub import download_snapshot
 
     logger.info(f"downloading {name} (google-t5/t5-11b: 45 GB)")
-    return download_snapshot(
-        name, [*TOKENIZER_FILES, *WEIGHT_FILES], local_dir=cache / name if cache_dir is not None else None
-    )
-
-
-def t5_11b_on_meta() -> T5EncoderModel:
-    """Return the encoder of google-t5/t5-11b without weights (meta device): the published names and shapes."""
-    import torch
-
-    transformers = _transformers()
-    config = transformers.T5Config(
-        vocab_size=32128,
-        d_model=WIDTH,
-        d_kv=128,
-        d_ff=65536,
-        num_layers=24,
-        num_heads=128,
-        relative_attention_num_buckets=32,
-        layer_norm_epsilon=1e-6,
-        feed_forward_proj="relu",
-    )
-    with torch.device("meta"):
-        return transformers.T5EncoderModel(config)
+    target = cache / name if cache_dir is not None else None
+    return download_snapshot(name, [*TOKENIZER_FILES, *WEIGHT_FILES], local_dir=target)
 
 
 def _load(folder: Path, dtype_name: str) -> tuple[T5EncoderModel, Any]:
@@ -157,22 +131,20 @@ def _load(folder: Path, dtype_name: str) -> tuple[T5EncoderModel, Any]:
     options: dict[str, Any] = {"dtype": torch.bfloat16 if dtype_name == "int8" else getattr(torch, dtype_name)}
     if dtype_name == "int8":
         options["quantization_config"] = _eight_bit_config()
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        if config.model_type != "t5" or config.d_model != WIDTH:
-            width = getattr(config, "d_model", "unknown")
-            raise CheckpointError(
-                f"{folder} is a {config.model_type} model of width {width}; expected a t5 model of width {WIDTH}, "
-                f"as {T5_11B} (T5-v1.1-XXL, 4096 wide, is another model)"
-            )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model, report = transformers.T5EncoderModel.from_pretrained(
-            folder, config=config, local_files_only=True, output_loading_info=True, **options
-        )
-    except CheckpointError:
-        raise
-    except Exception as error:  # each file format has its own error classes
-        raise CheckpointError(f"cannot load a T5 encoder from {folder}: {type(error).__name__}: {error}") from error
+
+    def read(kind: Any, **options: Any) -> Any:
+        try:
+            return kind.from_pretrained(folder, local_files_only=True, **options)
+        except Exception as error:  # each file format has its own error classes
+            raise CheckpointError(f"cannot load a T5 encoder from {folder}: {type(error).__name__}: {error}") from error
+
+    config = read(transformers.AutoConfig)
+    if config.model_type != "t5" or config.d_model != WIDTH:
+        what = f"a {config.model_type} model of width {getattr(config, 'd_model', 'unknown')}"
+        advice = f"expected a t5 model of width {WIDTH}, as {T5_11B} (T5-v1.1-XXL, 4096 wide, is another model)"
+        raise CheckpointError(f"{folder} is {what}; {advice}")
+    tokenizer = read(transformers.AutoTokenizer)
+    model, report = read(transformers.T5EncoderModel, config=config, output_loading_info=True, **options)
     if report["missing_keys"]:  # transformers would leave them random
         missing = sorted(report["missing_keys"])
         raise CheckpointError(f"{folder} lacks {len(missing)} tensors of the T5 encoder, among them {missing[0]}")
@@ -184,9 +156,8 @@ def _eight_bit_config() -> Any:
     try:
         from torchao.quantization import Int8WeightOnlyConfig  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise MissingDependencyError(
-            "the text encoder dtype int8 needs torchao, which is not installed: pip install torchao, or choose bfloat16"
-        ) from None
+        advice = "pip install torchao, or choose bfloat16"
+        raise MissingDependencyError(f"the text encoder dtype int8 needs torchao: {advice}") from None
     return _transformers().TorchAoConfig(Int8WeightOnlyConfig())
 
 
@@ -195,7 +166,6 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise MissingDependencyError(
-            f"the T5 text encoder needs transformers ({error}): pip install transformers, or use the tiny encoder"
-        ) from error
+        advice = "pip install transformers, or use the tiny encoder"
+        raise MissingDependencyError(f"the T5 text encoder needs transformers ({error}): {advice}") from error
     return transformers

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cosmos_predict.errors import ConfigError
-from cosmos_predict.text_encoders.filled_weights import filled_weights
+from cosmos_predict.text_encoders.filled_weights import filled_weight
 
 if TYPE_CHECKING:
     import torch
@@ -67,10 +67,8 @@ class TinyTextEncoder:
         import torch
 
         self.device = torch.device(device if device is not None else "cpu")
-        self.weights = {
-            name: torch.from_numpy(array).to(self.device)
-            for name, array in filled_weights(weight_shapes(), seed).items()
-        }
+        arrays = {name: filled_weight(name, shape, seed) for name, shape in weight_shapes().items()}
+        self.weights = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
 
     def encode(self, prompts: list[str], max_length: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
         """Return embeddings (B, max_length, 1024) float32, zero after the last token, and mask (B, max_length) bool.
@@ -103,12 +101,8 @@ class TinyTextEncoder:
         for layer in range(LAYERS):
             name = f"encoder.block.{layer}.layer.0"
             y = rms_norm(x, (WIDTH,), weights[f"{name}.layer_norm.weight"], EPSILON)
-            q, k, v = (
-                linear(y, weights[f"{name}.SelfAttention.{part}.weight"])
-                .view(length, HEADS, HEAD_WIDTH)
-                .transpose(0, 1)
-                for part in "qkv"
-            )
+            qkv = (linear(y, weights[f"{name}.SelfAttention.{part}.weight"]) for part in "qkv")
+            q, k, v = (part.view(length, HEADS, HEAD_WIDTH).transpose(0, 1) for part in qkv)
             mixed = torch.softmax(q @ k.transpose(1, 2) + position_bias, dim=-1) @ v
             x = x + linear(mixed.transpose(0, 1).flatten(1), weights[f"{name}.SelfAttention.o.weight"])
             name = f"encoder.block.{layer}.layer.1"

@@ -63,9 +63,8 @@ class VideoTokenizer(nn.Module):
         if num_pixel_frames < 1 or (num_pixel_frames - 1) % factor:
             below = 1 + max(0, (num_pixel_frames - 1) // factor) * factor
             near = sorted({below, below + factor} if num_pixel_frames > 0 else {1})
-            raise ConfigError(
-                f"T = {num_pixel_frames} frames: expected 1 + {factor} k, such as {_either(near)}; cut or extend the clip"
-            )
+            text = f"T = {num_pixel_frames} frames: expected 1 + {factor} k, such as {_either(near)}"
+            raise ConfigError(f"{text}; cut or extend the clip")
         return 1 + (num_pixel_frames - 1) // factor
 
     def get_pixel_num_frames(self, num_latent_frames: int) -> int:

@@ -5,18 +5,26 @@ Module names are the published checkpoints' keys.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from cosmos_predict.tokenizers.base import VideoTokenizer
-from cosmos_predict.tokenizers.cosmos_unet import Decoder, Encoder, Parts
-from cosmos_predict.tokenizers.cosmos_video import num_halvings, require_part, require_published
+from cosmos_predict.tokenizers.cosmos_unet import (
+    Attention,
+    Decoder,
+    Encoder,
+    Parts,
+    num_halvings,
+    require_part,
+    require_published,
+)
 from cosmos_predict.tokenizers.frames import (
     channels_last_weights,
     from_frames,
     pad_right_bottom,
-    pixel_attention,
     to_frames,
     upsample_conv,
 )
@@ -44,22 +52,6 @@ class Norm(nn.GroupNorm):
         return super().forward(x)
 
 
-class Attention(nn.Module):
-    """One head among the pixels, residual."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = Norm(channels)
-        self.q = Conv(channels, channels, 1)
-        self.k = Conv(channels, channels, 1)
-        self.v = Conv(channels, channels, 1)
-        self.proj_out = Conv(channels, channels, 1)
-
-    def forward(self, x: Tensor, batch: int) -> Tensor:
-        y = self.norm(x, batch)
-        return self.proj_out(pixel_attention(self.q(y, batch), self.k(y, batch), self.v(y, batch)), batch).add_(x)
-
-
 class Downsample(nn.Module):
     """Zero padding on the right and bottom, 3x3 with stride 2."""
 
@@ -83,18 +75,12 @@ class Upsample(nn.Module):
         return upsample_conv(x, self.conv.weight, self.conv.bias)
 
 
-IMAGE_PARTS = Parts(
-    norm=Norm,
-    conv=Conv,
-    pointwise=lambda a, b: Conv(a, b, 1),
-    attention=Attention,
-    downsample=Downsample,
-    upsample=Upsample,
-)
+_pointwise = functools.partial(Conv, kernel=1)
+IMAGE_PARTS = Parts(Norm, Conv, _pointwise, functools.partial(Attention, Norm, _pointwise), Downsample, Upsample)
 
 
 class CosmosImageTokenizer(VideoTokenizer):
-    """A Cosmos CI tokenizer; the defaults are CI8x8. The arguments carry their published names.
+    """A Cosmos CI tokenizer; the defaults are CI8x8. The arguments are those of `CosmosVideoTokenizer` but for time.
 
     Same interface as the video tokenizers, with every frame on its own: (B, 3, T, H, W) to (B, C, T, h, w), T = 1 for
     images.
@@ -107,53 +93,34 @@ class CosmosImageTokenizer(VideoTokenizer):
         num_res_blocks: int = 2,
         attn_resolutions: Sequence[int] = (32,),
         resolution: int = 1024,
-        dropout: float = 0.0,
-        in_channels: int = 3,
-        out_channels: int = 3,
         patch_size: int = 2,
         z_channels: int = 16,
         latent_channels: int = 16,
         spatial_compression: int = 8,
-        patch_method: str = "haar",
-        z_factor: int = 1,
-        formulation: str = "AE",
-        encoder: str = "Default",
-        decoder: str = "Default",
         *,
         normalizer: LatentNormalizer | None = None,
         parts: Sequence[str] = ("encoder", "decoder"),
+        **published: Any,
     ) -> None:
         super().__init__()
-        require_published("Default", patch_method, z_factor, formulation, encoder, decoder)
-        self.latent_ch = latent_channels
-        self.spatial_compression_factor = spatial_compression
-        self.temporal_compression_factor = 1
-        self.patch_size = patch_size
-        self.normalizer = normalizer
-        levels = len(channels_mult)
-        halvings = num_halvings(spatial_compression, patch_size)
+        require_published(published, "Default")
+        self.latent_ch, self.patch_size, self.normalizer = latent_channels, patch_size, normalizer
+        self.spatial_compression_factor, self.temporal_compression_factor = spatial_compression, 1
+        levels, halvings = len(channels_mult), num_halvings(spatial_compression, patch_size)
         widths = [channels * m for m in (1, *channels_mult)]
+        sizes = (IMAGE_PARTS, 3 * patch_size**2, widths, num_res_blocks, z_channels)
         start = resolution // patch_size
         if "encoder" in parts:
             down = [(level < halvings, False) for level in range(levels)]
             attention = [start // 2 ** min(level, halvings) in attn_resolutions for level in range(levels)]
-            self.encoder = Encoder(
-                *(IMAGE_PARTS, in_channels * patch_size**2, widths, num_res_blocks),
-                *(z_channels, down, attention, dropout),
-            )
-            self.quant_conv = Conv(z_channels, latent_channels, 1)
+            self.encoder = Encoder(*sizes, down, attention)
+            self.quant_conv = _pointwise(z_channels, latent_channels)
         if "decoder" in parts:
             up = [(level >= levels - halvings, False) for level in range(levels)]
             # The published counter starts at the coarsest level's value whatever the number of halvings.
-            resolutions, current = [0] * levels, start // 2 ** (levels - 1)
-            for level in reversed(range(levels)):
-                resolutions[level] = current
-                current *= 2 if up[level][0] else 1
-            self.post_quant_conv = Conv(latent_channels, z_channels, 1)
-            self.decoder = Decoder(
-                *(IMAGE_PARTS, out_channels * patch_size**2, widths, num_res_blocks),
-                *(z_channels, up, [value in attn_resolutions for value in resolutions], dropout),
-            )
+            resolutions = [start // 2 ** (levels - 1) * 2 ** sum(c for c, _ in up[i + 1 :]) for i in range(levels)]
+            self.post_quant_conv = _pointwise(latent_channels, z_channels)
+            self.decoder = Decoder(*sizes, up, [value in attn_resolutions for value in resolutions])
         channels_last_weights(self)
 
     def _encode(self, video: Tensor) -> Tensor:

@@ -6,11 +6,18 @@ Module names are the published checkpoints' keys. Layers work on frames (T*B, C,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cosmos_predict.errors import ConfigError
+from cosmos_predict.tokenizers.frames import pixel_attention, time_attention
+
+Resampling = tuple[bool, bool]
+"""Whether a level changes space, and whether it changes time."""
 
 
 @dataclass(frozen=True)
@@ -28,31 +35,52 @@ class Parts:
 
 
 class ResnetBlock(nn.Module):
-    """norm, SiLU, conv, twice (dropout before the second conv), plus the input."""
+    """norm, SiLU, conv, twice, plus the input."""
 
-    def __init__(self, parts: Parts, in_channels: int, out_channels: int, dropout: float) -> None:
+    def __init__(self, parts: Parts, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm1 = parts.norm(in_channels)
         self.conv1 = parts.conv(in_channels, out_channels)
         self.norm2 = parts.norm(out_channels)
-        self.dropout = nn.Dropout(dropout)
         self.conv2 = parts.conv(out_channels, out_channels)
         self.nin_shortcut = parts.pointwise(in_channels, out_channels) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
         y = self.conv1(F.silu(self.norm1(x, batch), inplace=True), batch)
-        y = self.conv2(self.dropout(F.silu(self.norm2(y, batch), inplace=True)), batch)
+        y = self.conv2(F.silu(self.norm2(y, batch), inplace=True), batch)
         return y.add_(x if self.nin_shortcut is None else self.nin_shortcut(x, batch))
+
+
+class Attention(nn.Module):
+    """One head, residual: among the pixels of a frame, or causally along time at each pixel."""
+
+    def __init__(
+        self,
+        norm: Callable[[int], nn.Module],
+        pointwise: Callable[[int, int], nn.Module],
+        channels: int,
+        over_time: bool = False,
+    ) -> None:
+        super().__init__()
+        self.over_time = over_time
+        self.norm = norm(channels)
+        self.q, self.k, self.v, self.proj_out = (pointwise(channels, channels) for _ in range(4))
+
+    def forward(self, x: Tensor, batch: int) -> Tensor:
+        y = self.norm(x, batch)
+        q, k, v = self.q(y, batch), self.k(y, batch), self.v(y, batch)
+        y = time_attention(q, k, v, batch) if self.over_time else pixel_attention(q, k, v)
+        return self.proj_out(y, batch).add_(x)
 
 
 class Mid(nn.Module):
     """block, attention, block."""
 
-    def __init__(self, parts: Parts, channels: int, dropout: float) -> None:
+    def __init__(self, parts: Parts, channels: int) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(parts, channels, channels, dropout)
+        self.block_1 = ResnetBlock(parts, channels, channels)
         self.attn_1 = parts.attention(channels)
-        self.block_2 = ResnetBlock(parts, channels, channels, dropout)
+        self.block_2 = ResnetBlock(parts, channels, channels)
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x, batch), batch), batch)
@@ -61,10 +89,10 @@ class Mid(nn.Module):
 class Level(nn.Module):
     """Residual blocks, each followed by attention where asked, and a change of resolution at the end."""
 
-    def __init__(self, parts: Parts, widths: Sequence[int], dropout: float, attention: bool) -> None:
+    def __init__(self, parts: Parts, widths: Sequence[int], attention: bool) -> None:
         super().__init__()
         pairs = list(itertools.pairwise(widths))
-        self.block = nn.ModuleList([ResnetBlock(parts, a, b, dropout) for a, b in pairs])
+        self.block = nn.ModuleList([ResnetBlock(parts, a, b) for a, b in pairs])
         self.attn = nn.ModuleList([parts.attention(b) for _, b in pairs] if attention else [])
         self.downsample: nn.Module | None = None
         self.upsample: nn.Module | None = None
@@ -81,32 +109,31 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Patches (T*B, in_channels, H, W) to (t*B, z_channels, h, w).
+    """Patches (T*B, channels, H, W) to (t*B, z_channels, h, w).
 
-    down: (spatial, temporal) halving after each level; attention: whether a level has it.
+    widths: after the first convolution and after each level, which ends in the halving of `down`; attention: whether a
+    level has it.
     """
 
     def __init__(
         self,
         parts: Parts,
-        in_channels: int,
+        channels: int,
         widths: Sequence[int],
         num_res_blocks: int,
         z_channels: int,
-        down: Sequence[tuple[bool, bool]],
+        down: Sequence[Resampling],
         attention: Sequence[bool],
-        dropout: float,
     ) -> None:
         super().__init__()
-        self.conv_in = parts.conv(in_channels, widths[0])
+        self.conv_in = parts.conv(channels, widths[0])
         self.down = nn.ModuleList()
-        for index in range(len(widths) - 1):
-            level_widths = [widths[index]] + [widths[index + 1]] * num_res_blocks
-            level = Level(parts, level_widths, dropout, attention[index])
-            if any(down[index]):
-                level.downsample = parts.downsample(widths[index + 1], *down[index])
+        for (before, width), change, attends in zip(itertools.pairwise(widths), down, attention, strict=True):
+            level = Level(parts, [before] + [width] * num_res_blocks, attends)
+            if any(change):
+                level.downsample = parts.downsample(width, *change)
             self.down.append(level)
-        self.mid = Mid(parts, widths[-1], dropout)
+        self.mid = Mid(parts, widths[-1])
         self.norm_out = parts.norm(widths[-1])
         self.conv_out = parts.conv(widths[-1], z_channels)
 
@@ -119,39 +146,63 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(t*B, z_channels, h, w) to patches (T*B, out_channels, H, W); `up.0` is the finest level, run last.
+    """(t*B, z_channels, h, w) to patches (T*B, channels, H, W); `up.0` is the finest level, run last.
 
-    up: (spatial, temporal) doubling after each level, by level index; attention: whether a level has it.
+    widths, up, attention: as for `Encoder`, by level index, with doubling after a level.
     """
 
     def __init__(
         self,
         parts: Parts,
-        out_channels: int,
+        channels: int,
         widths: Sequence[int],
         num_res_blocks: int,
         z_channels: int,
-        up: Sequence[tuple[bool, bool]],
+        up: Sequence[Resampling],
         attention: Sequence[bool],
-        dropout: float,
     ) -> None:
         super().__init__()
         self.conv_in = parts.conv(z_channels, widths[-1])
-        self.mid = Mid(parts, widths[-1], dropout)
+        self.mid = Mid(parts, widths[-1])
         levels = []
-        width = widths[-1]
-        for index in reversed(range(len(widths) - 1)):
-            level = Level(parts, [width] + [widths[index + 1]] * (num_res_blocks + 1), dropout, attention[index])
-            width = widths[index + 1]
-            if any(up[index]):
-                level.upsample = parts.upsample(width, *up[index])
+        before = widths[-1]
+        for width, change, attends in reversed(list(zip(widths[1:], up, attention, strict=True))):
+            level = Level(parts, [before] + [width] * (num_res_blocks + 1), attends)
+            if any(change):
+                level.upsample = parts.upsample(width, *change)
             levels.append(level)
+            before = width
         self.up = nn.ModuleList(reversed(levels))
-        self.norm_out = parts.norm(width)
-        self.conv_out = parts.conv(width, out_channels)
+        self.norm_out = parts.norm(before)
+        self.conv_out = parts.conv(before, channels)
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
         x = self.mid(self.conv_in(x, batch), batch)
         for level in reversed(self.up):
             x = level(x, batch)
         return self.conv_out(F.silu(self.norm_out(x, batch), inplace=True), batch)
+
+
+def num_halvings(compression: int, patch_size: int) -> int:
+    """Return log2(compression / patch_size); raises ConfigError where that is no whole number >= 0."""
+    ratio, rest = divmod(compression, patch_size)
+    if rest or ratio < 1 or ratio & (ratio - 1):
+        raise ConfigError(f"compression {compression} with patch_size {patch_size}: expected patch_size x 1, 2, 4...")
+    return ratio.bit_length() - 1
+
+
+def require_part(module: nn.Module, part: str) -> None:
+    """Raise ConfigError where `module` was built without its encoder or decoder."""
+    if not hasattr(module, part):
+        raise ConfigError(f"this tokenizer has no {part}: load the {part} file or the whole autoencoder")
+
+
+def require_published(settings: Mapping[str, Any], nets: str) -> None:
+    """Raise ConfigError for a setting that no published continuous tokenizer has, TypeError for an unknown one."""
+    expected = {"in_channels": 3, "out_channels": 3, "dropout": 0.0, "patch_method": "haar", "z_factor": 1}
+    expected |= {"num_groups": 1, "formulation": "AE", "encoder": nets, "decoder": nets}
+    for name, value in settings.items():
+        if name not in expected:
+            raise TypeError(f"unexpected keyword argument {name!r}")
+        if value != (wanted := expected[name]):
+            raise ConfigError(f"{name}={value!r}: only {wanted!r} is supported, as in every published tokenizer")

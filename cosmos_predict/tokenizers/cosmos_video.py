@@ -6,7 +6,8 @@ the published checkpoints' keys.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,24 +15,27 @@ from torch import Tensor, nn
 
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.tokenizers.base import VideoTokenizer
-from cosmos_predict.tokenizers.cosmos_unet import Decoder, Encoder, Parts
+from cosmos_predict.tokenizers.cosmos_unet import (
+    Attention,
+    Decoder,
+    Encoder,
+    Parts,
+    num_halvings,
+    require_part,
+    require_published,
+)
 from cosmos_predict.tokenizers.frames import (
     from_frames,
     pad_right_bottom,
-    pixel_attention,
     repeated_conv,
     tap_major,
-    time_attention,
     to_frames,
     upsample_conv,
 )
 from cosmos_predict.tokenizers.haar import haar_patch_3d, haar_unpatch_3d
 from cosmos_predict.tokenizers.normalize import LatentNormalizer
 
-IGNORED_KEYS = (
-    r"encoder\.patcher(3d)?\.(wavelets|_arange|patch_size_buffer)",
-    r"decoder\.unpatcher(3d)?\.(wavelets|_arange|patch_size_buffer)",
-)
+IGNORED_KEYS = r"(encoder\.|decoder\.un)patcher(3d)?\.(wavelets|_arange|patch_size_buffer)"
 """Constant buffers of published files that carry no information."""
 
 
@@ -65,6 +69,10 @@ class FactorizedConv(nn.ModuleList):
         return self[1](self[0](x, batch), batch)
 
 
+def _pointwise(in_channels: int, out_channels: int) -> CausalConv3d:
+    return CausalConv3d(in_channels, out_channels, 1, 1)
+
+
 class FrameNorm(nn.Module):
     """Normalise each frame over all its channels and pixels."""
 
@@ -76,30 +84,11 @@ class FrameNorm(nn.Module):
         return self.norm(x)
 
 
-class Attention(nn.Module):
-    """One head, residual: among the pixels of a frame, or causally along time at each pixel."""
-
-    def __init__(self, channels: int, over_time: bool) -> None:
-        super().__init__()
-        self.over_time = over_time
-        self.norm = FrameNorm(channels)
-        self.q = CausalConv3d(channels, channels, 1, 1)
-        self.k = CausalConv3d(channels, channels, 1, 1)
-        self.v = CausalConv3d(channels, channels, 1, 1)
-        self.proj_out = CausalConv3d(channels, channels, 1, 1)
-
-    def forward(self, x: Tensor, batch: int) -> Tensor:
-        y = self.norm(x, batch)
-        q, k, v = self.q(y, batch), self.k(y, batch), self.v(y, batch)
-        y = time_attention(q, k, v, batch) if self.over_time else pixel_attention(q, k, v)
-        return self.proj_out(y, batch).add_(x)
-
-
 class FactorizedAttention(nn.ModuleList):
     """Attention in space, then in time."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__([Attention(channels, over_time=False), Attention(channels, over_time=True)])
+        super().__init__([Attention(FrameNorm, _pointwise, channels, over_time) for over_time in (False, True)])
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
         return self[1](self[0](x, batch), batch)
@@ -149,14 +138,7 @@ class HybridUpsample(nn.Module):
         return self.conv3(x, batch)
 
 
-VIDEO_PARTS = Parts(
-    norm=FrameNorm,
-    conv=FactorizedConv,
-    pointwise=lambda a, b: CausalConv3d(a, b, 1, 1),
-    attention=FactorizedAttention,
-    downsample=HybridDownsample,
-    upsample=HybridUpsample,
-)
+VIDEO_PARTS = Parts(FrameNorm, FactorizedConv, _pointwise, FactorizedAttention, HybridDownsample, HybridUpsample)
 
 
 class CosmosVideoTokenizer(VideoTokenizer):
@@ -178,35 +160,22 @@ class CosmosVideoTokenizer(VideoTokenizer):
         num_res_blocks: int = 2,
         attn_resolutions: Sequence[int] = (32,),
         resolution: int = 1024,
-        dropout: float = 0.0,
-        in_channels: int = 3,
-        out_channels: int = 3,
         patch_size: int = 4,
         z_channels: int = 16,
         latent_channels: int = 16,
         spatial_compression: int = 8,
         temporal_compression: int = 8,
         legacy_mode: bool = False,
-        patch_method: str = "haar",
-        z_factor: int = 1,
-        num_groups: int = 1,
-        formulation: str = "AE",
-        encoder: str = "FACTORIZED",
-        decoder: str = "FACTORIZED",
         *,
         pixel_chunk_duration: int | None = None,
         normalizer: LatentNormalizer | None = None,
         parts: Sequence[str] = ("encoder", "decoder"),
+        **published: Any,
     ) -> None:
         super().__init__()
-        require_published("FACTORIZED", patch_method, z_factor, formulation, encoder, decoder)
-        if num_groups != 1:
-            raise ConfigError(f"num_groups={num_groups}: only 1 is causal, and published")
-        self.latent_ch = latent_channels
-        self.spatial_compression_factor = spatial_compression
-        self.temporal_compression_factor = temporal_compression
-        self.patch_size = patch_size
-        self.normalizer = normalizer
+        require_published(published, "FACTORIZED")
+        self.latent_ch, self.patch_size, self.normalizer = latent_channels, patch_size, normalizer
+        self.spatial_compression_factor, self.temporal_compression_factor = spatial_compression, temporal_compression
         if pixel_chunk_duration is not None and (pixel_chunk_duration - 1) % temporal_compression:
             raise ConfigError(f"pixel_chunk_duration={pixel_chunk_duration}: expected 1 + {temporal_compression} k")
         self.pixel_chunk_duration = pixel_chunk_duration
@@ -215,52 +184,32 @@ class CosmosVideoTokenizer(VideoTokenizer):
         widths = [channels * m for m in (1, *channels_mult)]
         # Published code counts a resolution that is halved at every level but the last, whether it is resampled or not.
         attention = [resolution // patch_size // 2**level in attn_resolutions for level in range(levels)]
-        patch_channels = patch_size**3
+        sizes = (VIDEO_PARTS, 3 * patch_size**3, widths, num_res_blocks, z_channels)
         if "encoder" in parts:
             last = levels - 1
             down = [(i < last and i < halvings[0], i < last and i < halvings[1]) for i in range(levels)]
-            self.encoder = Encoder(
-                *(VIDEO_PARTS, in_channels * patch_channels, widths, num_res_blocks),
-                *(z_channels, down, attention, dropout),
-            )
-            self.quant_conv = CausalConv3d(z_channels, latent_channels, 1, 1)
+            self.encoder = Encoder(*sizes, down, attention)
+            self.quant_conv = _pointwise(z_channels, latent_channels)
         if "decoder" in parts:
             up = []
             for rank in reversed(range(levels)):  # 0: the coarsest level, run first
                 temporal = rank < halvings[1] if legacy_mode else 0 < rank < halvings[1] + 1
                 spatial = temporal or (rank < halvings[0] and halvings[0] > halvings[1])
                 up.append((spatial, temporal) if rank < levels - 1 else (False, False))
-            self.post_quant_conv = CausalConv3d(latent_channels, z_channels, 1, 1)
-            self.decoder = Decoder(
-                *(VIDEO_PARTS, out_channels * patch_channels, widths, num_res_blocks),
-                *(z_channels, up, attention, dropout),
-            )
+            self.post_quant_conv = _pointwise(latent_channels, z_channels)
+            self.decoder = Decoder(*sizes, up, attention)
 
     def get_latent_num_frames(self, num_pixel_frames: int) -> int:
         """Return t for T frames: a number of whole chunks, or one clip that fits into a chunk."""
-        chunk, frames = self.pixel_chunk_duration, num_pixel_frames
-        if chunk is None or frames < chunk:
-            return super().get_latent_num_frames(frames)
-        if frames % chunk:
-            below = frames // chunk * chunk
-            raise ConfigError(
-                f"T = {frames} frames: expected a multiple of pixel_chunk_duration={chunk}, such as {below} or "
-                f"{below + chunk}, or at most {chunk} frames; cut or extend the clip"
-            )
-        return frames // chunk * super().get_latent_num_frames(chunk)
+        frames, chunk = num_pixel_frames, self.pixel_chunk_duration
+        name = f"pixel_chunk_duration={chunk}"
+        return _by_chunks(super().get_latent_num_frames, frames, chunk, f"T = {frames} frames", name)
 
     def get_pixel_num_frames(self, num_latent_frames: int) -> int:
         """Return T for t latent frames: whole chunks, or one clip that fits into a chunk."""
-        chunk, frames = self.latent_chunk_duration, num_latent_frames
-        if chunk is None or frames < chunk:
-            return super().get_pixel_num_frames(frames)
-        if frames % chunk:
-            below = frames // chunk * chunk
-            raise ConfigError(
-                f"t = {frames} latent frames: expected a multiple of {chunk} (pixel_chunk_duration="
-                f"{self.pixel_chunk_duration}), such as {below} or {below + chunk}"
-            )
-        return frames // chunk * super().get_pixel_num_frames(chunk)
+        frames, chunk = num_latent_frames, self.latent_chunk_duration
+        name = f"{chunk} (pixel_chunk_duration={self.pixel_chunk_duration})"
+        return _by_chunks(super().get_pixel_num_frames, frames, chunk, f"t = {frames} latent frames", name)
 
     @property
     def latent_chunk_duration(self) -> int | None:
@@ -271,11 +220,13 @@ class CosmosVideoTokenizer(VideoTokenizer):
 
     def _encode(self, video: Tensor) -> Tensor:
         require_part(self, "encoder")
-        return torch.cat([self._encode_clip(clip) for clip in _chunks(video, self.pixel_chunk_duration)], 2)
+        clips = video.split(self.pixel_chunk_duration or video.shape[2], dim=2)
+        return torch.cat([self._encode_clip(clip) for clip in clips], 2)
 
     def _decode(self, latent: Tensor) -> Tensor:
         require_part(self, "decoder")
-        return torch.cat([self._decode_clip(clip) for clip in _chunks(latent, self.latent_chunk_duration)], 2)
+        clips = latent.split(self.latent_chunk_duration or latent.shape[2], dim=2)
+        return torch.cat([self._decode_clip(clip) for clip in clips], 2)
 
     def _encode_clip(self, video: Tensor) -> Tensor:
         batch = video.shape[0]
@@ -288,32 +239,12 @@ class CosmosVideoTokenizer(VideoTokenizer):
         return haar_unpatch_3d(from_frames(x, batch), self.patch_size)
 
 
-def _chunks(x: Tensor, size: int | None) -> Sequence[Tensor]:
-    return [x] if size is None else x.split(size, dim=2)
-
-
-def num_halvings(compression: int, patch_size: int) -> int:
-    """Return log2(compression / patch_size); raises ConfigError where that is no whole number >= 0."""
-    ratio, rest = divmod(compression, patch_size)
-    if rest or ratio < 1 or ratio & (ratio - 1):
-        raise ConfigError(
-            f"compression {compression} with patch_size {patch_size}: expected patch_size times 1, 2, 4, ..."
-        )
-    return ratio.bit_length() - 1
-
-
-def require_part(module: nn.Module, part: str) -> None:
-    """Raise ConfigError where `module` was built without its encoder or decoder."""
-    if not hasattr(module, part):
-        raise ConfigError(f"this tokenizer has no {part}: load the {part} file or the whole autoencoder")
-
-
-def require_published(
-    nets: str, patch_method: str, z_factor: int, formulation: str, encoder: str, decoder: str
-) -> None:
-    """Raise ConfigError for settings that no published continuous tokenizer has."""
-    expected = {"patch_method": "haar", "z_factor": 1, "formulation": "AE", "encoder": nets, "decoder": nets}
-    given = (patch_method, z_factor, formulation, encoder, decoder)
-    for (name, wanted), value in zip(expected.items(), given, strict=True):
-        if value != wanted:
-            raise ConfigError(f"{name}={value!r}: only {wanted!r} is supported, as in every published tokenizer")
+def _by_chunks(count: Callable[[int], int], frames: int, chunk: int | None, given: str, name: str) -> int:
+    """Return `count` of every whole chunk together, or of one clip that fits into a chunk."""
+    if chunk is None or frames < chunk:
+        return count(frames)
+    if frames % chunk:
+        below = frames // chunk * chunk
+        near = f"such as {below} or {below + chunk}, or fewer than {chunk}"
+        raise ConfigError(f"{given}: expected a multiple of {name}, {near}; cut or extend the clip")
+    return frames // chunk * count(chunk)

@@ -82,12 +82,9 @@ class DCTTokenizer(VideoTokenizer):
         super().__init__()
         total = 3 * temporal * SPATIAL**2
         if temporal < 1 or not 1 <= channels <= total:
-            raise ConfigError(
-                f"DCT with {channels} channels, {temporal} frames: expected 1 to {max(total, 192)} channels"
-            )
+            raise ConfigError(f"DCT with {channels} channels, {temporal} frames: expected 1 to {max(total, 192)}")
         self.latent_ch = channels
-        self.spatial_compression_factor = SPATIAL
-        self.temporal_compression_factor = temporal
+        self.spatial_compression_factor, self.temporal_compression_factor = SPATIAL, temporal
         if std is None:
             std = DCT_STD_4X8X8 if (channels, temporal) == (len(DCT_STD_4X8X8), 4) else (1.0,) * channels
         if len(std) != channels:

@@ -27,6 +27,25 @@ def _merge(x: Tensor, axis: int, band_axis: int) -> Tensor:
     return torch.stack([low + high, low - high], axis).flatten(axis - 1, axis)
 
 
+def _patch(x: Tensor, patch_size: int, axes: tuple[int, ...]) -> Tensor:
+    """Halve every axis of `axes` log2(patch_size) times; the band indices of earlier axes are the outer ones."""
+    y = x.to(torch.promote_types(x.dtype, torch.float32))
+    for _ in range(_steps(patch_size)):
+        for band_axis, axis in enumerate(axes, start=1):
+            y = _split(y, axis + band_axis - 1, band_axis)
+        y = y.flatten(1, 1 + len(axes)) * 0.5 ** len(axes)
+    return y.to(x.dtype)
+
+
+def _unpatch(x: Tensor, patch_size: int, axes: tuple[int, ...]) -> Tensor:
+    y = x.to(torch.promote_types(x.dtype, torch.float32))
+    for _ in range(_steps(patch_size)):
+        y = y.unflatten(1, (2,) * len(axes) + (-1,))
+        for band_axis in range(len(axes), 0, -1):
+            y = _merge(y, axes[band_axis - 1] + band_axis, band_axis)
+    return y.to(x.dtype)
+
+
 def haar_patch_3d(video: Tensor, patch_size: int) -> Tensor:
     """Patch a video causally: the first frame stands for `patch_size` copies of itself.
 
@@ -35,24 +54,13 @@ def haar_patch_3d(video: Tensor, patch_size: int) -> Tensor:
     band[a, b, c] = 1/8 sum (-1)^(a i + b j + c k) x[2t + i, 2h + j, 2w + k]; channel = (4a + 2b + c) * C_in + c_in.
     Computed in float32 for 16-bit inputs.
     """
-    x = video.float() if video.dtype in (torch.float16, torch.bfloat16) else video
-    first = x[:, :, :1].expand(-1, -1, patch_size - 1, -1, -1)
-    x = torch.cat([first, x], 2)
-    for _ in range(_steps(patch_size)):
-        for band_axis, axis in enumerate((2, 3, 4), start=1):  # time, height, width; earlier bands are the outer ones
-            x = _split(x, axis + band_axis - 1, band_axis)
-        x = x.flatten(1, 4) * 0.125
-    return x.to(video.dtype)
+    first = video[:, :, :1].expand(-1, -1, patch_size - 1, -1, -1)
+    return _patch(torch.cat([first, video], 2), patch_size, (2, 3, 4))
 
 
 def haar_unpatch_3d(patches: Tensor, patch_size: int) -> Tensor:
     """Invert `haar_patch_3d`: (B, C * patch_size**3, t, h, w) to (B, C, 1 + patch_size * (t - 1), H, W)."""
-    x = patches.float() if patches.dtype in (torch.float16, torch.bfloat16) else patches
-    for _ in range(_steps(patch_size)):
-        x = x.unflatten(1, (2, 2, 2, -1))
-        for band_axis, axis in zip((3, 2, 1), (7, 5, 3), strict=True):
-            x = _merge(x, axis, band_axis)
-    return x[:, :, patch_size - 1 :].to(patches.dtype)
+    return _unpatch(patches, patch_size, (2, 3, 4))[:, :, patch_size - 1 :]
 
 
 def haar_patch_2d(image: Tensor, patch_size: int) -> Tensor:
@@ -60,19 +68,9 @@ def haar_patch_2d(image: Tensor, patch_size: int) -> Tensor:
 
     band[x, y] = 1/4 sum (-1)^(x i + y j) image[2h + j, 2w + i]: the outer band index belongs to the WIDTH filter.
     """
-    x = image.float() if image.dtype in (torch.float16, torch.bfloat16) else image
-    for _ in range(_steps(patch_size)):
-        x = _split(x, 3, 1)
-        x = _split(x, 3, 2)
-        x = x.flatten(1, 3) * 0.25
-    return x.to(image.dtype)
+    return _patch(image, patch_size, (3, 2))
 
 
 def haar_unpatch_2d(patches: Tensor, patch_size: int) -> Tensor:
     """Invert `haar_patch_2d`: (B, C * patch_size**2, h, w) to (B, C, h * patch_size, w * patch_size)."""
-    x = patches.float() if patches.dtype in (torch.float16, torch.bfloat16) else patches
-    for _ in range(_steps(patch_size)):
-        x = x.unflatten(1, (2, 2, -1))
-        x = _merge(x, 4, 2)
-        x = _merge(x, 4, 1)
-    return x.to(patches.dtype)
+    return _unpatch(patches, patch_size, (3, 2))

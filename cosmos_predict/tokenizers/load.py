@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cosmos_predict.errors import CheckpointError, ConfigError
+from cosmos_predict.io.accounting import compare, shapes_of
 from cosmos_predict.io.tensors import load_tensors
 from cosmos_predict.tokenizers.base import VideoTokenizer
 from cosmos_predict.tokenizers.cosmos_image import CosmosImageTokenizer
@@ -49,9 +50,8 @@ def build_tokenizer(
     if name not in TOKENIZERS:
         near = difflib.get_close_matches(name, TOKENIZERS, 3, 0.4)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ConfigError(
-            f"unknown tokenizer {name!r}: expected a file, a folder or one of {', '.join(TOKENIZERS)}{hint}"
-        )
+        known = ", ".join(TOKENIZERS)
+        raise ConfigError(f"unknown tokenizer {name!r}: expected a file, a folder or one of {known}{hint}")
     kind, defaults = TOKENIZERS[name]
     return _construct(kind, {**defaults, **options}, device, dtype)
 
@@ -92,9 +92,7 @@ def load_tokenizer(
         kind, arguments = TOKENIZERS[str(name_or_path)] if known else infer_tokenizer(tensors, path)
         arguments, rename = dict(arguments), None
         if issubclass(kind, (CosmosVideoTokenizer, CosmosImageTokenizer)):
-            arguments["parts"] = tuple(
-                part for part in ("encoder", "decoder") if any(k.startswith(part) for k in tensors)
-            )
+            arguments["parts"] = [p for p in ("encoder", "decoder") if any(key.startswith(p) for key in tensors)]
             if normalizer is not None:
                 arguments["normalizer"] = normalizer
     arguments.update(options)
@@ -115,27 +113,10 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: object
 
     Raises CheckpointError listing what is missing, unexpected, or of another shape. With device "meta" only checks.
     """
-    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    given = {k: v for k, v in tensors.items() if not any(re.fullmatch(pattern, k) for pattern in IGNORED_KEYS)}
-    problems = {
-        "missing": [key for key in wanted if key not in given],
-        "unexpected": [key for key in given if key not in wanted],
-        "other shape": [
-            f"{key}: {tuple(given[key].shape)} in the file, {shape} in the network"
-            for key, shape in wanted.items()
-            if key in given and tuple(given[key].shape) != shape
-        ],
-    }
-    if any(problems.values()):
-        lines = [f"{source}: does not fit {type(module).__name__} ({len(given)} tensors, {len(wanted)} wanted)"]
-        for title, entries in problems.items():
-            lines += [f"  {title} ({len(entries)}):"] if entries else []
-            lines += [f"    {entry}" for entry in entries[:10]]
-            lines += [f"    ... and {len(entries) - 10} more"] if len(entries) > 10 else []
-        lines.append(
-            "  Check that the file is of this tokenizer and size; give constructor arguments where it differs."
-        )
-        raise CheckpointError("\n".join(lines))
+    given = {key: value for key, value in tensors.items() if not re.fullmatch(IGNORED_KEYS, key)}
+    if problems := compare(shapes_of(given), shapes_of(module.state_dict())):
+        advice = "Check that the file is of this tokenizer and size; give constructor arguments where it differs."
+        raise CheckpointError(f"{source}: does not fit {type(module).__name__}.\n{problems}\n{advice}")
     if str(device) != "meta":
         module.to_empty(device=device)
         module.load_state_dict(given)
@@ -147,9 +128,7 @@ def infer_tokenizer(tensors: Mapping[str, Tensor], source: object) -> tuple[type
     Raises CheckpointError for tensors of anything else, discrete tokenizers included.
     """
     if any(key.startswith("quantizer.") for key in tensors):
-        raise CheckpointError(
-            f"{source}: a discrete tokenizer (it has a quantizer); only continuous ones are supported"
-        )
+        raise CheckpointError(f"{source}: a discrete tokenizer (with a quantizer); only continuous ones are supported")
     if "encoder.downsamples.0.residual.0.gamma" in tensors:
         return WanVAE, _infer_wan(tensors)
     if any(key.startswith(("quant_conv.conv3d.", "post_quant_conv.conv3d.")) for key in tensors):
@@ -223,21 +202,18 @@ def _read_original(path: Path) -> tuple[dict[str, Tensor], LatentNormalizer | No
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors.update(load_tensors(file))
-    if any(
-        key.startswith("network.") for key in tensors
-    ):  # a published training checkpoint, with losses and EMA beside
-        tensors = {key[len("network.") :]: value for key, value in tensors.items() if key.startswith("network.")}
+    # A published training checkpoint has losses and EMA beside the network.
+    network = {key[len("network.") :]: value for key, value in tensors.items() if key.startswith("network.")}
     statistics = folder / "mean_std.pt"
-    return tensors, read_mean_std(statistics) if statistics.is_file() else None
+    return network or tensors, read_mean_std(statistics) if statistics.is_file() else None
 
 
 def _read_diffusers_config(config: Mapping[str, Any], source: Path) -> tuple[type[VideoTokenizer], dict[str, Any], Any]:
     """Return class, constructor arguments, and the function from our names to diffusers' names."""
     name = config.get("_class_name")
     if name == "AutoencoderKLWan" and not config.get("is_residual") and not config.get("patch_size"):
-        arguments = {
-            k: config[k] for k in ("z_dim", "dim_mult", "num_res_blocks", "attn_scales", "temperal_downsample")
-        }
+        same = ("z_dim", "dim_mult", "num_res_blocks", "attn_scales", "temperal_downsample")
+        arguments = {key: config[key] for key in same}
         arguments.update(dim=config["base_dim"], mean=config["latents_mean"], std=config["latents_std"])
         return WanVAE, arguments, lambda key: wan_diffusers_name(key, arguments["num_res_blocks"])
     if name == "AutoencoderKLCosmos":
@@ -257,14 +233,10 @@ def _read_diffusers_config(config: Mapping[str, Any], source: Path) -> tuple[typ
             "temporal_compression": config["temporal_compression_ratio"],
         }
         if config.get("latents_mean"):
-            tables = (
-                torch.tensor(config[k], device="cpu").reshape(latent, -1) for k in ("latents_mean", "latents_std")
-            )
+            tables = (torch.tensor(config[f"latents_{k}"], device="cpu").reshape(latent, -1) for k in ("mean", "std"))
             arguments["normalizer"] = LatentNormalizer(*tables)
         return CosmosVideoTokenizer, arguments, lambda key: cosmos_diffusers_name(key, len(widths))
-    raise CheckpointError(
-        f"{source}: describes {name!r}; expected a Wan 2.1 AutoencoderKLWan or an AutoencoderKLCosmos"
-    )
+    raise CheckpointError(f"{source}: describes {name!r}; expected AutoencoderKLWan (Wan 2.1) or AutoencoderKLCosmos")
 
 
 def _construct(

@@ -22,11 +22,7 @@ class LatentNormalizer:
     """
 
     def __init__(
-        self,
-        mean: Tensor | Sequence[float],
-        std: Tensor | Sequence[float],
-        *,
-        round_to: torch.dtype | None = None,
+        self, mean: Tensor | Sequence[float], std: Tensor | Sequence[float], *, round_to: torch.dtype | None = None
     ) -> None:
         tables = []
         for name, values in (("mean", mean), ("std", std)):
@@ -37,16 +33,9 @@ class LatentNormalizer:
             tables.append(table if round_to is None else table.to(round_to).float())
         self.mean, self.std = tables
         if self.mean.shape != self.std.shape:
-            raise ConfigError(
-                f"latent mean {tuple(self.mean.shape)} and std {tuple(self.std.shape)}: expected one shape"
-            )
+            raise ConfigError(f"latent mean {tuple(self.mean.shape)}, std {tuple(self.std.shape)}: expected one shape")
         if not bool((self.std > 0).all()):
             raise ConfigError(f"latent std holds {self.std.min().item():g}: expected positive numbers")
-
-    @property
-    def channels(self) -> int:
-        """C."""
-        return self.mean.shape[0]
 
     def normalize(self, latent: Tensor, chunk: int | None = None) -> Tensor:
         """Return (latent - mean) / std for (B, C, t, h, w); with `chunk`, columns start again every `chunk` frames."""
@@ -60,17 +49,15 @@ class LatentNormalizer:
 
     def _tables(self, latent: Tensor, chunk: int | None) -> tuple[Tensor, Tensor]:
         """Return mean and std as (1, C, t or 1, 1, 1) in the latent's dtype and on its device."""
-        if latent.shape[1] != self.channels:
-            raise ConfigError(f"latent of {latent.shape[1]} channels: the normaliser's table has {self.channels}")
-        frames, columns = latent.shape[2], self.mean.shape[1]
+        (channels, columns), frames = self.mean.shape, latent.shape[2]
+        if latent.shape[1] != channels:
+            raise ConfigError(f"latent of {latent.shape[1]} channels: the normaliser's table has {channels}")
         mean, std = self.mean, self.std
         if columns > 1:
             period = min(frames, chunk or frames)
             if period > columns:
-                raise ConfigError(
-                    f"{period} latent frames in one chunk: the latent statistics cover {columns}; "
-                    "encode in chunks (pixel_chunk_duration)"
-                )
+                what = f"{period} latent frames in one chunk: the latent statistics cover {columns}"
+                raise ConfigError(f"{what}; encode in chunks (pixel_chunk_duration)")
             index = torch.arange(frames, device="cpu") % period
             mean, std = mean[:, index], std[:, index]
         return tuple(table[None, :, :, None, None].to(latent) for table in (mean, std))  # pyright: ignore

@@ -9,7 +9,7 @@ grouping gives the same numbers; here a `WanStream` carries the few frames of hi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -107,19 +107,10 @@ class RMSNorm(nn.Module):
 class ResidualBlock(nn.Module):
     """norm, SiLU, 3x3x3 conv, twice, plus the input (through a 1x1x1 `shortcut` where the width changes)."""
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.residual = nn.ModuleList(
-            [
-                RMSNorm(in_channels, 1, 1, 1),
-                nn.SiLU(inplace=True),
-                CausalConv3d(in_channels, out_channels, (3, 3, 3)),
-                RMSNorm(out_channels, 1, 1, 1, inplace=True),
-                nn.SiLU(inplace=True),
-                nn.Dropout(dropout),
-                CausalConv3d(out_channels, out_channels, (3, 3, 3)),
-            ]
-        )
+        first, (norm, silu, conv) = _layers(in_channels, out_channels, False), _layers(out_channels, out_channels)
+        self.residual = nn.ModuleList([*first, norm, silu, nn.Identity(), conv])  # published: a dropout of 0
         self.shortcut = CausalConv3d(in_channels, out_channels, (1, 1, 1)) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, stream: WanStream) -> Tensor:
@@ -191,74 +182,63 @@ class Upsample(nn.Module):
 class Encoder(nn.Module):
     """Pixels to 2 z channels, before the last 1x1x1 convolution."""
 
-    def __init__(
-        self, dim: int, z_dim: int, mults: Sequence[int], blocks: int, temporal: Sequence[bool], dropout: float
-    ):
+    def __init__(self, dim: int, z_dim: int, mults: Sequence[int], blocks: int, temporal: Sequence[bool]) -> None:
         super().__init__()
         widths = [dim * m for m in (1, *mults)]
         self.conv1 = CausalConv3d(3, widths[0], (3, 3, 3))
-        layers: list[nn.Module] = []
+        self.downsamples = nn.ModuleList()
         for level, (width, next_width) in enumerate(itertools.pairwise(widths)):
-            for index in range(blocks):
-                layers.append(ResidualBlock(width if index == 0 else next_width, next_width, dropout))
+            self.downsamples.extend(_blocks(width, next_width, blocks))
             if level < len(mults) - 1:
-                layers.append(Downsample(next_width, temporal[level]))
-        self.downsamples = nn.ModuleList(layers)
-        self.middle = _middle(widths[-1], dropout)
-        self.head = _head(widths[-1], 2 * z_dim)
+                self.downsamples.append(Downsample(next_width, temporal[level]))
+        self.middle = _middle(widths[-1])
+        self.head = nn.ModuleList(_layers(widths[-1], 2 * z_dim))
 
     def forward(self, x: Tensor, stream: WanStream) -> Tensor:
-        x = self.conv1(x, stream)
-        for layer in (*self.downsamples, *self.middle):
-            x = layer(x, stream)
-        return _run_head(self.head, x, stream)
+        return _run(self.conv1, (*self.downsamples, *self.middle), self.head, x, stream)
 
 
 class Decoder(nn.Module):
     """Latents to pixels, after the first 1x1x1 convolution."""
 
-    def __init__(
-        self, dim: int, z_dim: int, mults: Sequence[int], blocks: int, temporal: Sequence[bool], dropout: float
-    ):
+    def __init__(self, dim: int, z_dim: int, mults: Sequence[int], blocks: int, temporal: Sequence[bool]) -> None:
         super().__init__()
         widths = [dim * m for m in (mults[-1], *reversed(mults))]
         self.conv1 = CausalConv3d(z_dim, widths[0], (3, 3, 3))
-        self.middle = _middle(widths[0], dropout)
-        layers: list[nn.Module] = []
+        self.middle = _middle(widths[0])
+        self.upsamples = nn.ModuleList()
         for level, (width, next_width) in enumerate(itertools.pairwise(widths)):
             width = width if level == 0 else width // 2  # the upsampler before has halved it
-            for index in range(blocks + 1):
-                layers.append(ResidualBlock(width if index == 0 else next_width, next_width, dropout))
+            self.upsamples.extend(_blocks(width, next_width, blocks + 1))
             if level < len(mults) - 1:
-                layers.append(Upsample(next_width, temporal[level]))
-        self.upsamples = nn.ModuleList(layers)
-        self.head = _head(widths[-1], 3)
+                self.upsamples.append(Upsample(next_width, temporal[level]))
+        self.head = nn.ModuleList(_layers(widths[-1], 3))
 
     def forward(self, x: Tensor, stream: WanStream) -> Tensor:
-        x = self.conv1(x, stream)
-        for layer in (*self.middle, *self.upsamples):
-            x = layer(x, stream)
-        return _run_head(self.head, x, stream)
+        return _run(self.conv1, (*self.middle, *self.upsamples), self.head, x, stream)
 
 
-def _middle(channels: int, dropout: float) -> nn.ModuleList:
-    ends = [ResidualBlock(channels, channels, dropout) for _ in range(2)]
-    return nn.ModuleList([ends[0], AttentionBlock(channels), ends[1]])
+def _blocks(width: int, next_width: int, count: int) -> list[nn.Module]:
+    return [ResidualBlock(width if index == 0 else next_width, next_width) for index in range(count)]
 
 
-def _head(channels: int, out_channels: int) -> nn.ModuleList:
-    return nn.ModuleList(
-        [
-            RMSNorm(channels, 1, 1, 1, inplace=True),
-            nn.SiLU(inplace=True),
-            CausalConv3d(channels, out_channels, (3, 3, 3)),
-        ]
-    )
+def _middle(channels: int) -> nn.ModuleList:
+    first, last = ResidualBlock(channels, channels), ResidualBlock(channels, channels)
+    return nn.ModuleList([first, AttentionBlock(channels), last])
 
 
-def _run_head(head: nn.ModuleList, x: Tensor, stream: WanStream) -> Tensor:
-    norm, activation, conv = head
-    return conv(activation(norm(x)), stream)
+def _layers(channels: int, out_channels: int, inplace: bool = True) -> list[nn.Module]:
+    """Return norm (which with `inplace` may overwrite its input), SiLU and a 3x3x3 convolution."""
+    norm = RMSNorm(channels, 1, 1, 1, inplace=inplace)
+    return [norm, nn.SiLU(inplace=True), CausalConv3d(channels, out_channels, (3, 3, 3))]
+
+
+def _run(first: CausalConv3d, layers: Iterable[nn.Module], head: nn.ModuleList, x: Tensor, stream: WanStream) -> Tensor:
+    x = first(x, stream)
+    for layer in layers:
+        x = layer(x, stream)
+    norm, activation, last = head
+    return last(activation(norm(x)), stream)
 
 
 class WanVAE(VideoTokenizer):
@@ -290,28 +270,23 @@ class WanVAE(VideoTokenizer):
         std: Sequence[float] | Tensor | None = None,
     ) -> None:
         super().__init__()
-        temporal = [bool(value) for value in temperal_downsample]
-        if len(attn_scales):
-            raise ConfigError(f"attn_scales={list(attn_scales)}: no published Wan VAE has any; expected an empty list")
-        if len(temporal) != len(dim_mult) - 1:
-            raise ConfigError(
-                f"temperal_downsample has {len(temporal)} entries for {len(dim_mult)} levels: expected {len(dim_mult) - 1}"
-            )
-        self.latent_ch = z_dim
-        self.spatial_compression_factor = 2 ** len(temporal)
-        self.temporal_compression_factor = 2 ** sum(temporal)
-        if isinstance(temporal_window, str) and temporal_window != "auto":
-            raise ConfigError(f"temporal_window={temporal_window!r}: expected a number of frames, None or 'auto'")
-        factor = self.temporal_compression_factor
-        if isinstance(temporal_window, int) and (temporal_window < 1 or temporal_window % factor):
-            raise ConfigError(
-                f"temporal_window={temporal_window}: expected a multiple of {factor} frames, 'auto' or None"
-            )
+        temporal, levels = [bool(value) for value in temperal_downsample], len(dim_mult)
+        for name, value in (("attn_scales", list(attn_scales)), ("dropout", dropout)):
+            if value:
+                raise ConfigError(f"{name}={value}: no published Wan VAE has any; leave it out")
+        if len(temporal) != levels - 1:
+            raise ConfigError(f"temperal_downsample {temporal} has {len(temporal)} entries for {levels} levels")
+        factor = 2 ** sum(temporal)
+        self.latent_ch, self.spatial_compression_factor = z_dim, 2 ** len(temporal)
+        self.temporal_compression_factor = factor
+        fits = isinstance(temporal_window, int) and temporal_window > 0 and temporal_window % factor == 0
+        if not fits and temporal_window not in ("auto", None):
+            raise ConfigError(f"temporal_window={temporal_window!r}: expected a multiple of {factor}, 'auto' or None")
         self.temporal_window: int | Literal["auto"] | None = temporal_window
-        self.encoder = Encoder(dim, z_dim, dim_mult, num_res_blocks, temporal, dropout)
+        self.encoder = Encoder(dim, z_dim, dim_mult, num_res_blocks, temporal)
         self.conv1 = CausalConv3d(2 * z_dim, 2 * z_dim, (1, 1, 1))
         self.conv2 = CausalConv3d(z_dim, z_dim, (1, 1, 1))
-        self.decoder = Decoder(dim, z_dim, dim_mult, num_res_blocks, temporal[::-1], dropout)
+        self.decoder = Decoder(dim, z_dim, dim_mult, num_res_blocks, temporal[::-1])
         channels_last_weights(self)
         if mean is None and std is None and z_dim == len(WAN_MEAN):
             mean, std = WAN_MEAN, WAN_STD

@@ -6,6 +6,7 @@ through `publish`: a line of `metrics.jsonl` in the run folder, and to every cal
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import resource
@@ -127,10 +128,15 @@ class ProgressLine(Callback):
         reports, passed = self.reports, time.perf_counter() - self.started
         seconds = sum(report.seconds for report in reports)
         samples = sum(report.samples for report in reports)
-        shape = reports[-1].losses[-1].shape[2:]
-        net = trainer.model.net.config
-        tokens = count_tokens(net, (shape[0], shape[1], shape[2]))
-        flops = training_flops(net, tokens, frames=shape[0], views=trainer.model.config.pipe_config.views)
+        net, views = trainer.model.net.config, trainer.model.config.pipe_config.views
+        tokens = flops = 0.0
+        # Images among videos, buckets: micro-batches differ. The other data-parallel ranks had as many as this one.
+        shapes = collections.Counter(record.shape for report in reports for record in report.losses)
+        for (batch, _, frames, height, width), times in shapes.items():
+            count = batch * times * trainer.sizes.data
+            each = count_tokens(net, (frames, height, width))
+            tokens += count * each
+            flops += count * training_flops(net, each, frames=frames, views=views)
         finite = [report for report in reports if not report.skipped] or reports
         updates_left = trainer.config.trainer.max_iter - reports[-1].iteration
         return {
@@ -140,19 +146,19 @@ class ProgressLine(Callback):
             "grad_norm": reports[-1].grad_norm,
             "lr": reports[-1].lr,
             "samples_per_s": samples / seconds,
-            "tokens_per_s": samples * tokens / seconds,
-            "tflops": samples * flops / seconds / 1e12,
+            "tokens_per_s": tokens / seconds,
+            "tflops": flops / seconds / 1e12,
             "wait_share": sum(report.waited for report in reports) / seconds,
-            "memory_gb": _peak_memory() / 1e9,
+            "memory_gb": _peak_memory(trainer.device) / 1e9,
             "skipped": trainer.progress.skipped,
             "seconds_left": updates_left * passed / len(reports),
         }
 
 
-def _peak_memory() -> int:
-    """Return the peak bytes of the GPU's allocator, or of this process on a CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def _peak_memory(device: torch.device) -> int:
+    """Return the peak bytes of a GPU's allocator, or of this process where it computes on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

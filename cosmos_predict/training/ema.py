@@ -11,9 +11,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from cosmos_predict.errors import CheckpointError, ConfigError
+from cosmos_predict.parallel.fsdp import reshard
+from cosmos_predict.parallel.shards import own
 
 
 def power_ema_exponent(s: float) -> float:
@@ -62,9 +63,9 @@ class PowerEMA:
         if weights.keys() != self.shadow.keys():
             raise CheckpointError(f"the weights to average changed: {_difference(self.shadow, weights)}")
         beta = power_ema_beta(iteration, self.gamma, self.iteration_shift)
-        shadow = [_local(tensor) for tensor in self.shadow.values()]
+        shadow = [own(tensor) for tensor in self.shadow.values()]
         torch._foreach_mul_(shadow, beta)
-        torch._foreach_add_(shadow, [_local(weights[name].detach()) for name in self.shadow], alpha=1 - beta)
+        torch._foreach_add_(shadow, [own(weights[name]) for name in self.shadow], alpha=1 - beta)
         return beta
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -98,41 +99,28 @@ class PowerEMA:
             raise CheckpointError(
                 f"the module has no parameter {missing[0]} ({len(missing)} averaged names are missing)"
             )
-        _reshard(module)
+        reshard(module)
         parameters = dict(module.named_parameters())  # resharding puts the sharded parameters back in place
         restore: list[tuple[Tensor, Tensor]] = []
         try:
             with torch.no_grad():
                 for name, average in self.shadow.items():
-                    weight, average = _local(parameters[name].detach()), _local(average)
-                    own = weight.clone()
+                    weight, average = own(parameters[name]), own(average)
+                    kept = weight.clone()
                     weight.copy_(average)
-                    if own.dtype == average.dtype:
-                        average.copy_(own)
-                        own = average
-                    restore.append((weight, own))
+                    if kept.dtype == average.dtype:
+                        average.copy_(kept)
+                        kept = average
+                    restore.append((weight, kept))
             yield
         finally:
-            _reshard(module)
+            reshard(module)
             with torch.no_grad():
-                for weight, own in restore:
+                for weight, kept in restore:
                     average = weight.clone()
-                    weight.copy_(own)
-                    if own.dtype == torch.float32:
-                        own.copy_(average)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _reshard(module: nn.Module) -> None:
-    """Drop gathered FSDP2 weights, so that the next forward gathers the ones that are now in the shards."""
-    from torch.distributed.fsdp import FSDPModule  # slow to import, and needed by sharded runs alone
-
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()
+                    weight.copy_(kept)
+                    if kept.dtype == torch.float32:
+                        kept.copy_(average)
 
 
 def _difference(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> str:

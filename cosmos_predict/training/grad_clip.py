@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from cosmos_predict.errors import ConfigError
+from cosmos_predict.parallel.shards import divided_over, lay_like, own
 
 
 class ClipResult(NamedTuple):
@@ -42,14 +42,15 @@ def clip_gradients(
     """
     if not max_norm > 0 or not norm_type > 0:
         raise ConfigError(f"clip_norm={max_norm} and norm_type={norm_type} must be positive")
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
+    trained = [parameter for parameter in parameters if parameter.grad is not None]
+    if not trained:
         return ClipResult(0.0, False)
-    local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    local = [own(parameter.grad) for parameter in trained]  # type: ignore[arg-type]
     if force_finite:
         for tensor in local:
             torch.nan_to_num_(tensor, nan=0.0, posinf=0.0, neginf=0.0)
-    total = _global_norm(gradients, norm_type)
+    # A gradient that is a sum of the ranks' parts is added up for its norm.
+    total = _global_norm([lay_like(parameter.grad, parameter) for parameter in trained], norm_type)  # type: ignore[arg-type]
     if not math.isfinite(total):
         return ClipResult(total, True)
     coefficient = max_norm / (total + 1e-6)
@@ -60,24 +61,13 @@ def clip_gradients(
 
 def _global_norm(gradients: list[Tensor], norm_type: float) -> float:
     """Return the norm of all gradients as one vector; one reduction per kind of sharding, one read from the device."""
-    groups: dict[tuple, list[Tensor]] = {}
+    kinds: dict[tuple, list[Tensor]] = {}
     for gradient in gradients:
-        key: tuple = (None, ())
-        if isinstance(gradient, DTensor):
-            if any(isinstance(placement, Partial) for placement in gradient.placements):
-                whole = [
-                    Replicate() if isinstance(placement, Partial) else placement for placement in gradient.placements
-                ]
-                gradient = gradient.redistribute(placements=whole)
-            sharded = tuple(
-                dim for dim, placement in enumerate(gradient.placements) if not isinstance(placement, Replicate)
-            )
-            key, gradient = (gradient.device_mesh, sharded), gradient.to_local()
-        groups.setdefault((*key, gradient.device), []).append(gradient)
+        kinds.setdefault((divided_over(gradient), gradient.device), []).append(own(gradient))
 
     largest = math.isinf(norm_type)
     total: Tensor | None = None
-    for (mesh, sharded, _), tensors in groups.items():
+    for (groups, _), tensors in kinds.items():
         # An empty local shard has no largest entry.
         norms = torch._foreach_norm(
             [tensor for tensor in tensors if tensor.numel()] or [tensors[0].new_zeros(1)],
@@ -86,8 +76,8 @@ def _global_norm(gradients: list[Tensor], norm_type: float) -> float:
         )
         stacked = torch.stack(norms).double()
         part = stacked.max() if largest else stacked.pow(norm_type).sum()
-        for dim in sharded:
-            dist.all_reduce(part, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=mesh.get_group(dim))
+        for group in groups:
+            dist.all_reduce(part, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=group)
         total = (
             part
             if total is None

@@ -28,11 +28,10 @@ import torch
 import torch.nn.functional as F
 from loguru import logger
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from cosmos_predict.config.lazy import configurable
 from cosmos_predict.errors import CheckpointError, ConfigError
-from cosmos_predict.parallel.shards import own, part_of
+from cosmos_predict.parallel.shards import holds_rows, is_sharded, lay_like, own, part_of, shard_like
 from cosmos_predict.randomness import derive_seed
 from cosmos_predict.training.optimizers import parameter_groups
 
@@ -87,7 +86,8 @@ def adamw_bf16(
     if torch.bfloat16 not in found:
         raise ConfigError(
             f"adamw_bf16 needs trainable weights in bfloat16, this model has {', '.join(sorted(map(str, found)))}; "
-            "build the model in bfloat16, or take optimizer=adamw8bit (float32 weights) or optimizer=adamw"
+            "set model.dtype=bfloat16 (optimizer=adamw_bf16 on the command line does), or take optimizer=adamw8bit "
+            "(float32 weights) or optimizer=adamw"
         )
     return LowMemoryAdamW(groups, lr=lr, betas=betas, eps=eps, moments=moments, seed=seed)
 
@@ -151,9 +151,7 @@ class LowMemoryAdamW(torch.optim.Optimizer):
     def _update(
         self, index: int, parameter: nn.Parameter, grad: Tensor, state: dict[str, Any], group: dict[str, Any]
     ) -> None:
-        if isinstance(parameter, DTensor) and isinstance(grad, DTensor) and grad.placements != parameter.placements:
-            grad = grad.redistribute(placements=parameter.placements)
-        local, grad = own(parameter), own(grad)
+        local, grad = own(parameter), own(lay_like(grad, parameter))
         contiguous = local.contiguous()  # a copy of a weight in another memory format, written back below
         weights, grads = _rows(contiguous), _rows(grad.contiguous())
         stored = {name: _rows(own(value)) for name, value in state.items() if name != "step"}
@@ -179,7 +177,7 @@ class LowMemoryAdamW(torch.optim.Optimizer):
     def _place(self, index: int, parameter: Tensor) -> tuple[int, str]:
         """Return the number of the first local row in the whole parameter, and the name of its random sequence."""
         offset = [side.start for side in part_of(parameter) or ()]
-        if not any(offset[1:]) and _by_rows(parameter):
+        if not any(offset[1:]) and holds_rows(parameter):
             return offset[0] if offset else 0, str(index)
         return 0, f"{index} {offset}"
 
@@ -187,7 +185,7 @@ class LowMemoryAdamW(torch.optim.Optimizer):
         """Return zero moments of one parameter, in the form that this optimizer keeps."""
         columns = math.prod(parameter.shape[1:])
         dtype, moments = MOMENTS[self.moments], {}
-        if dtype == torch.uint8 and (parameter.ndim < 2 or columns < MIN_ROW or not _by_rows(parameter)):
+        if dtype == torch.uint8 and (parameter.ndim < 2 or columns < MIN_ROW or not holds_rows(parameter)):
             dtype = torch.float32
         for name in NAMES:
             zeros = torch.zeros_like(parameter.detach(), dtype=dtype, memory_format=torch.contiguous_format)
@@ -364,22 +362,11 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.view(rows, math.prod(tensor.shape[1:]))
 
 
-def _by_rows(parameter: Tensor) -> bool:
-    """Whether each process holds all, or a run of whole rows."""
-    if not isinstance(parameter, DTensor):
-        return True
-    return all(isinstance(p, Replicate) or (type(p) is Shard and p.dim == 0) for p in parameter.placements)
-
-
 def _zero_rows(parameter: Tensor, columns: int) -> Tensor:
     """Return float32 zeros (R, columns) for the R rows of `parameter`, which is sharded by rows or not at all."""
     mine = own(parameter)
     local = torch.zeros(mine.shape[0], columns, device=mine.device)
-    if not isinstance(parameter, DTensor):
-        return local
-    shape = torch.Size((parameter.shape[0], columns))
-    mesh, placements = parameter.device_mesh, parameter.placements
-    return DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=(columns, 1))
+    return shard_like(local, parameter, (parameter.shape[0], columns))
 
 
 def _own_part(value: Tensor, target: Tensor, what: str) -> Tensor:
@@ -388,9 +375,8 @@ def _own_part(value: Tensor, target: Tensor, what: str) -> Tensor:
     target: the tensor of the parameter (or its scales) that tells the shape and lies over the processes as `value` will.
     """
     mine = own(target)
-    if isinstance(value, DTensor) and isinstance(target, DTensor) and value.placements != target.placements:
-        value = value.redistribute(placements=target.placements)
-    whole = not isinstance(value, DTensor) and value.shape == target.shape
+    value = lay_like(value, target)
+    whole = not is_sharded(value) and value.shape == target.shape
     part = own(value)[part_of(target) or ()] if whole else own(value)
     if part.shape != mine.shape:
         raise CheckpointError(

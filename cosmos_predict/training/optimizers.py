@@ -95,6 +95,12 @@ class MasterAdamW(torch.optim.AdamW):
             master.grad = None
             parameter.copy_(master)
 
+    @torch.no_grad()
+    def take_weights(self) -> None:
+        """Make the masters what the parameters are, which something else has filled."""
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            master.copy_(parameter)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         for parameter in self.parameters:
             if set_to_none or parameter.grad is None:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from loguru import logger
-from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch import Tensor, nn
 
 from cosmos_predict.config.lazy import configurable
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.io.atomic import atomic_path, atomic_write_text
+from cosmos_predict.networks.lora import lora_layers
+from cosmos_predict.parallel.shards import own, whole
 from cosmos_predict.training.callbacks import Callback, StepReport
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 KEPT_VALUES = 65_536  # per tensor: all of a small one, evenly spaced ones of a large one
 NAMES_SHOWN = 8
+FAINT_ADAPTERS = 1e-3  # of the weights' norm: below a bfloat16 weight's resolution
 # Group -> parts of a parameter's name, the first that fits; what fits none feeds a control.
 GROUPS = {
     "modulation": ("adaln_modulation",),
@@ -52,8 +54,7 @@ class _Snapshot(NamedTuple):
 
 
 def _snapshot(tensor: Tensor) -> _Snapshot:
-    tensor = tensor.detach()
-    flat = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).reshape(-1)
+    flat = own(tensor).reshape(-1)
     step = -(-flat.numel() // KEPT_VALUES)
     step += step % 2 == 0  # an even step would visit the same few columns of a matrix only
     values = flat[:: max(step, 1)].to("cpu", torch.float32, copy=True)
@@ -69,7 +70,7 @@ class WeightsReport(Callback):
 
     Written to RUN/weights_report.json: per group the number of trained parameters and ||change|| / ||start|| since this
     process started (null where the start is zero), estimated from up to 65,536 values of each tensor; a tensor counts as
-    unmoved only when all its bits are the same.
+    unmoved only when all its bits are the same. Of LoRA runs also `adapter_effect`.
     """
 
     def on_train_start(self, trainer: Trainer) -> None:
@@ -83,10 +84,11 @@ class WeightsReport(Callback):
         table = torch.tensor([_movement(self.before[name], parameters[name]) for name in self.before])
         # Copies of a shard on several ranks count alike above and below the fraction.
         table = trainer.mesh.sum(table.to(trainer.device))
+        effect = adapter_effect(trainer.model.net)
         if trainer.ranks.rank == 0:
-            self._report(trainer, dict(zip(self.before, table.tolist(), strict=True)))
+            self._report(trainer, dict(zip(self.before, table.tolist(), strict=True)), effect)
 
-    def _report(self, trainer: Trainer, moves: dict[str, list[float]]) -> None:
+    def _report(self, trainer: Trainer, moves: dict[str, list[float]], effect: float | None) -> None:
         parameters = dict(trainer.model.named_parameters())
         groups: dict[str, dict[str, Any]] = {}
         for group in [*GROUPS, "controls"]:
@@ -101,6 +103,7 @@ class WeightsReport(Callback):
             "to_iteration": trainer.progress.iteration,
             "groups": groups,
             "unmoved": unmoved,
+            "adapter_effect": effect,
         }
         atomic_write_text(trainer.folder.root / "weights_report.json", json.dumps(report, indent=1) + "\n")
         lines = [
@@ -108,6 +111,12 @@ class WeightsReport(Callback):
             for group, entry in groups.items()
         ]
         logger.info("weights moved since iteration {}, relative: {}", self.start_iteration, ", ".join(lines))
+        if effect is not None:
+            logger.info("the adapters change the weights that they stand beside by {:.2e} of their norm", effect)
+            if effect < FAINT_ADAPTERS:
+                logger.warning(
+                    "that is hardly visible in samples: train longer, or raise optimizer.lr (LoRA: about 2^-10)"
+                )
         if unmoved:
             more = f" and {len(unmoved) - NAMES_SHOWN} more" if len(unmoved) > NAMES_SHOWN else ""
             logger.warning(
@@ -118,6 +127,18 @@ class WeightsReport(Callback):
                 ", ".join(unmoved[:NAMES_SHOWN]),
                 more,
             )
+
+
+@torch.no_grad()
+def adapter_effect(network: nn.Module) -> float | None:
+    """Return ||alpha/rank B A|| / ||W|| over all adapted layers, None where there is none. Every rank must call this."""
+    change = base = 0.0
+    for _, layer in lora_layers(network):
+        base += float(whole(layer.weight.float().square().sum()))
+        for name in layer.active:
+            a, b = (whole(matrix).double() for matrix in layer.matrices(name))
+            change += layer.scale(name) ** 2 * float(((b.T @ b) * (a @ a.T)).sum())  # ||B A||^2 = <B'B, A A'>
+    return (change / base) ** 0.5 if base else None
 
 
 def _movement(before: _Snapshot, parameter: Tensor) -> list[float]:

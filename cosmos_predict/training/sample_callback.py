@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 
 from cosmos_predict.conditions.frames import GivenFrames, first_frames_mask
 from cosmos_predict.config.lazy import configurable, instantiate
+from cosmos_predict.data.transforms import video_to_uint8
 from cosmos_predict.data.video_reader import write_video
 from cosmos_predict.errors import ConfigError, DataError
 from cosmos_predict.io.atomic import atomic_path
@@ -110,8 +111,7 @@ class SampleClips(Callback):
             count = min(max(pipe.max_num_conditional_frames, 0), frames - 1)
             given = first_frames_mask([count] * len(x0), frames, condition.views).to(x0)
             condition = dataclasses.replace(condition, frames=GivenFrames(x0, given, augment_noise=noise))
-        base = SamplerSettings.for_family(pipe.family)
-        settings = dataclasses.replace(base, num_steps=self.num_steps, guidance=self.guidance)
+        settings = SamplerSettings.for_pipe(pipe, num_steps=self.num_steps, guidance=self.guidance)
         sampled = model.sample(noise, condition, settings)
         sampled = given * x0 + (1 - given) * sampled
         return model.decode(sampled, pipe.views), model.decode(x0, pipe.views)
@@ -132,7 +132,7 @@ def _padded(frame: np.ndarray, gap: int) -> np.ndarray:
 
 def _frames(video: Tensor, trainer: Trainer) -> np.ndarray:
     """Return uint8 `(B, T, H, V*W, 3)` of videos `(B, 3, V*T, H, W)` in [-1, 1]: views side by side."""
-    pixels = ((video.float().clamp(-1, 1) + 1) * 127.5 + 0.5).floor().to(torch.uint8).cpu()
+    pixels = video_to_uint8(video).cpu()
     views = pixels.unflatten(2, (trainer.model.config.pipe_config.views, -1))  # (B, 3, V, T, H, W)
     return views.permute(0, 3, 4, 2, 5, 1).flatten(3, 4).numpy()
 

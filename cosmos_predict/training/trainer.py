@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import os
 import signal
 import threading
 import time
@@ -17,46 +19,42 @@ from typing import Any
 
 import torch
 from loguru import logger
+from omegaconf import OmegaConf
 from torch import Tensor
 
-from cosmos_predict.checkpoint.export import check_exportable, export_checkpoint
+from cosmos_predict.checkpoint.export import check_exportable
 from cosmos_predict.checkpoint.load import grow_from_base, load_log_variance, load_state, select_weights
+from cosmos_predict.checkpoint.lora_runs import lora_identity
 from cosmos_predict.checkpoint.run_folder import RunFolder, published_file
-from cosmos_predict.checkpoint.run_state import (
-    SavedState,
-    load_optimizer_state,
-    optimizer_state,
-    restore_rng,
-    save_run_state,
-)
-from cosmos_predict.config.files import config_hash, save_config
+from cosmos_predict.config.files import save_config
 from cosmos_predict.config.lazy import instantiate
 from cosmos_predict.config.schema import Config
-from cosmos_predict.errors import CheckpointError, ConfigError
+from cosmos_predict.errors import ConfigError
 from cosmos_predict.io.tensors import TensorFile
+from cosmos_predict.models.config import PipeConfig
+from cosmos_predict.models.fit_data import check_data
 from cosmos_predict.models.world_model import WorldModel
+from cosmos_predict.networks.lora import initialize_adapter, inject_lora, without_adapters
 from cosmos_predict.parallel.activation import apply_activation_checkpointing, compile_blocks
-from cosmos_predict.parallel.context_parallel import apply_context_parallel
+from cosmos_predict.parallel.context_parallel import apply_context_parallel, check_context_parallel
 from cosmos_predict.parallel.distributed import Ranks
 from cosmos_predict.parallel.fsdp import average_gradients, initialise, shard_head, shard_network
 from cosmos_predict.parallel.mesh import Mesh, MeshSizes, make_mesh, mesh_sizes
+from cosmos_predict.tokenizers.base import VideoTokenizer
 from cosmos_predict.training.callbacks import Callback, LossRecord, StepReport
 from cosmos_predict.training.ema import PowerEMA
 from cosmos_predict.training.grad_clip import clip_gradients
+from cosmos_predict.training.saving import Saver
 from cosmos_predict.training.schedulers import lr_scheduler
 
 MAX_SKIPPED_IN_A_ROW = 20
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Settings that a published command may carry and that this trainer does not act on: refused, never ignored.
 ONLY_VALUES: dict[str, tuple[Any, ...]] = {
-    "checkpoint.load_training_state": (False,),
-    "checkpoint.only_load_scheduler_state": (False,),
-    "checkpoint.strict_resume": (True,),
-    "checkpoint.keys_not_to_resume": ([], ()),
     "model_parallel.tensor_model_parallel_size": (1,),
     "model_parallel.sequence_parallel": (False,),
-    "model.config.train_architecture": ("base",),
 }
 
 
@@ -83,6 +81,8 @@ class Trainer:
         self.recipe = config.job.experiment or config.job.name
         self.folder = RunFolder(config.job.path_local, config.checkpoint.type)
         self.progress = Progress()
+        self.saver = Saver(self)
+        self.all_written = True  # by all ranks, of the save on its way
         self.stop_signal: str | None = None  # what all ranks agreed on
         self._received: signal.Signals | None = None  # what this one got
 
@@ -98,8 +98,18 @@ class Trainer:
         self.dataset_config = config.dataloader_train.dataset  # type: ignore[union-attr]
         # No weight exists before each rank fills its own shards.
         self.model: WorldModel = instantiate(config.model, device=self.device, net_device="meta")
-        check_exportable(self.folder.layout, self.weights())
+        self.dataset = instantiate(self.dataset_config)  # before weights are read: what does not fit is told at once
+        check_data(self.model, self.dataset)
+        tokenizer, num_frames = self.model.tokenizer_holder[0], self.dataset_config.get("num_frames")
+        if tokenizer is not None and num_frames is not None:
+            check_frames(self.model.config.pipe_config, tokenizer, int(num_frames), self.sizes.context)
         net, self.units = self.model.net, [self.model.net, *filter(None, [self.model.logvar])]
+        if self.trains_lora:
+            options = self.model.config  # float32 adapters cost little, beside weights of any precision
+            targets = options.lora_target_modules
+            inject_lora(net, options.lora_rank, options.lora_alpha, targets, dtype=torch.float32)
+        else:
+            check_exportable(self.folder.layout, self.weights())
         apply_context_parallel(net, self.mesh.context)
         apply_activation_checkpointing(
             net, config.trainer.activation_checkpointing, config.trainer.checkpoint_every_n_blocks
@@ -111,29 +121,35 @@ class Trainer:
             for head in self.units[1:]:
                 shard_head(head, self.mesh)
         net.to_empty(device=self.device)
-        if not self._base_path() or net.config.controls:
-            initialise(net, net.init_weights)
-        self._load_base()
+        with without_adapters(net):
+            if not self._base_path() or net.config.controls or not config.checkpoint.strict_resume:
+                initialise(net, net.init_weights)
+            base = self._load_base()
+            self.lora = lora_identity(net, self.model.config, base, self.mesh) if self.trains_lora else None
+        initialize_adapter(net, seed=config.trainer.seed)
         self.model.train()
         self.optimizer: torch.optim.Optimizer = instantiate(config.optimizer, model=self.model)
         self.scheduler = lr_scheduler(self.optimizer, instantiate(config.scheduler))
         ema = self.model.config.pipe_config.ema
         self.ema = PowerEMA(self._parameters(), ema.rate, ema.iteration_shift) if ema.enabled else None
-        self.dataset = instantiate(self.dataset_config)
-        check_state_t(self.model, self.dataset_config.get("num_frames"))
         self.batch_size = int(config.dataloader_train.get("batch_size", 1))  # type: ignore[union-attr]
         self.accumulation = accumulation_steps(config, self.batch_size, self.sizes.data)
         if self.sizes.world > 1:
             self._log("{}", self.sizes)
-        self._log_batch()
+        self.log_batch()
         self.callbacks: list[Callback] = [instantiate(entry) for entry in config.trainer.callbacks.values() if entry]
+
+    @property
+    def trains_lora(self) -> bool:
+        """Whether adapters are trained, beside frozen weights."""
+        return self.model.config.train_architecture == "lora"
 
     @property
     def global_batch(self) -> int:
         """Samples per update over all ranks."""
         return self.batch_size * self.sizes.data * self.accumulation
 
-    def _log_batch(self) -> None:
+    def log_batch(self) -> None:
         self._log(
             "batch: {} per step x {} data-parallel rank(s) x {} accumulation = {} samples per update",
             self.batch_size,
@@ -147,84 +163,46 @@ class Trainer:
             logger.opt(depth=1).log(level, text, *values)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the model's tensors by full name: `net.*`, and `logvar.*` (two of which are not trained) if it is on."""
-        return {name: tensor.detach() for name, tensor in self.model.state_dict(keep_vars=True).items()}
+        """Return the model's tensors by full name: `net.*`, and `logvar.*` (two of which are not trained) if it is on.
+
+        Without the frozen base of LoRA adapters, which every start makes again.
+        """
+        state = self.model.state_dict(keep_vars=True)
+        frozen = {name for name in state if self.trains_lora and name.startswith("net.") and ".lora_" not in name}
+        return {name: tensor.detach() for name, tensor in state.items() if name not in frozen}
 
     def _parameters(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-
-    def _published_ema(self) -> dict[str, Tensor] | None:
-        """Return the averaged weights, completed with what is not averaged."""
-        return {**self.weights(), **self.ema.state_dict()} if self.ema is not None else None
+        """Return the trained weights by full name, in the precision in which the optimizer keeps them."""
+        kept = getattr(self.optimizer, "masters", ())
+        masters = {id(p): m for p, m in zip(getattr(self.optimizer, "parameters", ()), kept, strict=True)}
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return {name: masters.get(id(p), p) for name, p in trained.items()}
 
     def _base_path(self) -> str:
         return self.config.checkpoint.load_path or self.model.config.model_manager_config.dit_path
 
-    def _load_base(self) -> None:
+    def _load_base(self) -> Path | None:
         manager = self.model.config.model_manager_config
         path = self._base_path()
         if not path:
-            return
+            if self.trains_lora:
+                self._log("LoRA without a base: the frozen weights are random, made from the seed", level="WARNING")
+            return None
         path = published_file(path, manager.load_ema)
         with TensorFile(path) as source:
-            if self.model.net.config.controls:
+            if self.model.net.config.controls and not self.trains_lora:  # nothing new could learn in a frozen base
                 new = grow_from_base(self.model.net, source, ema=manager.load_ema)
                 self._log("{} tensors are not in the base and start new{}", len(new), f": {new[:4]} ..." if new else "")
             else:
-                load_state(self.model.net, source, ema=manager.load_ema, where=path)
+                strict = self.config.checkpoint.strict_resume
+                load_state(self.model.net, source, ema=manager.load_ema, where=path, strict=strict)
             if self.model.logvar is not None:
                 if select_weights(source.keys(), ema=manager.load_ema, where=path).logvar:
                     load_log_variance(self.model.logvar, source)
                 else:
                     self._log("{} holds no log-variance head: it starts new", path)
         self._log("base weights: {}", path)
-
-    def resume(self) -> None:
-        """Continue the newest complete iteration of the run's folder, and make its published files again if they are gone."""
-        iteration = self.mesh.from_main(self.folder.newest())
-        if iteration is None:
-            return
-        self.folder.check_recipe(self.recipe, iteration)
-        with SavedState(self.folder, iteration, self.mesh) as saved:
-            index = saved.index
-            self._keep_global_batch(index["global_batch_size"], index.get("data_parallel", 1))
-            saved.copy_into("weights", self.weights(), self.folder.root)
-            if self.ema is not None:
-                saved.copy_into("ema", self.ema.state_dict(), f"the EMA of {self.folder.root}")
-            load_optimizer_state(self.optimizer, self.model, saved)
-            # The position only: rates and schedule are the present configuration's, so that they can be changed.
-            self.scheduler.last_epoch = int(saved.scheduler["last_epoch"])
-            self.scheduler._step_count = int(saved.scheduler["_step_count"])
-            for group, rate, factor in zip(
-                self.optimizer.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True
-            ):
-                group["lr"] = rate * factor(self.scheduler.last_epoch)
-            self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
-            restore_rng(saved)
-        self.progress = Progress(iteration, index["sample_number"], index["skipped"])
-        self._log("resumed {} at iteration {}, saved by {} rank(s)", self.folder.root, iteration, index["world_size"])
-        if not self.mesh.from_main(all(path.exists() for path in self._expected_exports(iteration))):
-            self._export(iteration)
-
-    def _keep_global_batch(self, saved: int, data_parallel: int) -> None:
-        """Let accumulation make up for another number of ranks; the samples of an update are part of the run."""
-        if saved == self.global_batch:
-            return
-        ranks = self.sizes.data
-        if self.config.trainer.global_batch_size is not None or data_parallel == ranks:
-            raise CheckpointError(
-                f"{self.folder.root} was trained with a global batch of {saved}, this run has {self.global_batch}; "
-                f"set trainer.global_batch_size={saved}"
-            )
-        if saved % (self.batch_size * ranks):
-            fit = ", ".join(str(n) for n in range(1, saved + 1) if saved % (self.batch_size * n) == 0) or "none"
-            raise CheckpointError(
-                f"{self.folder.root} was trained with a global batch of {saved}, which does not divide over batch size "
-                f"{self.batch_size} x {ranks} data-parallel ranks; at this batch size these numbers of ranks fit: {fit}"
-            )
-        self.accumulation = saved // (self.batch_size * ranks)
-        self._log("saved by {} data-parallel rank(s), the global batch stays:", data_parallel)
-        self._log_batch()
+        return path
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 
@@ -232,14 +210,29 @@ class Trainer:
         """Run until `trainer.max_iter` or a signal; return the progress. The last state is always saved."""
         if self.mesh.is_main:
             self.folder.acquire()
+        before = torch.are_deterministic_algorithms_enabled()
+        if self.config.trainer.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it, read when it starts
+            torch.use_deterministic_algorithms(True)
         try:
             self.build()
-            self.resume()
+            self.saver.resume()
             if self.mesh.is_main:
                 save_config(self.config, self.folder.root / "config.yaml")
             with self._signals():
                 self._loop()
+            self.saver.settle()
+        except BaseException as error:
+            if isinstance(error, Exception):
+                self.saver.finish_alone()
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                newest = self.folder.newest()
+                raise OSError(
+                    f"{error}; the newest complete iteration is {newest}, the same command resumes it"
+                ) from error
+            raise
         finally:
+            torch.use_deterministic_algorithms(before)
             self.folder.release()
         return self.progress
 
@@ -252,18 +245,20 @@ class Trainer:
         batches = self._batches(progress.sample_number)
         for callback in self.callbacks:
             callback.on_train_start(self)
-        saved = progress.iteration
         while progress.iteration < config.trainer.max_iter and self.stop_signal is None:
             started = time.perf_counter()
             report = self.step(batches)
+            if self.device.type == "cuda" and report.iteration % config.trainer.logging_iter == 0:
+                torch.cuda.synchronize(
+                    self.device
+                )  # the optimizer's work is queued: rates count it where they are shown
             report.seconds = time.perf_counter() - started
+            self.saver.after_step(self.all_written)
             for callback in self.callbacks:
                 callback.on_step(self, report)
-            if progress.iteration % config.checkpoint.save_iter == 0:
-                self.save()
-                saved = progress.iteration
-        if saved != progress.iteration:
-            self.save()
+            last = progress.iteration >= config.trainer.max_iter or self.stop_signal is not None
+            if progress.iteration % config.checkpoint.save_iter == 0 or last:
+                self.saver.save(last)
         if self.stop_signal is not None:
             self._log(
                 "{}: saved iteration {} and stopping; the same command resumes it",
@@ -290,6 +285,7 @@ class Trainer:
             progress.sample_number += len(batch["sample_number"]) * self.sizes.data
         settings = self.config.trainer
         clip = clip_gradients(self.model.parameters(), settings.clip_norm, force_finite=settings.grad_force_finite)
+        losses = self._agree(losses)  # here: clipping has waited for the device anyhow
         lr = float(self.scheduler.get_last_lr()[0])
         if clip.skip_step:
             self._count_skip(clip.total_norm)
@@ -301,20 +297,21 @@ class Trainer:
             self.ema.update(self._parameters(), progress.iteration)
         self.optimizer.zero_grad(set_to_none=True)
         progress.iteration += 1
-        losses = self._agree(losses)
         return StepReport(progress.iteration, losses, clip.total_norm, lr, clip.skip_step, self.global_batch, waited)
 
     def _agree(self, losses: list[LossRecord]) -> list[LossRecord]:
-        """Return the losses averaged over all ranks, and set `stop_signal` when any rank got a signal."""
+        """Return the losses averaged over all ranks, and set `stop_signal` when any rank got a signal, `all_written`."""
         if self.sizes.world == 1:
             self.stop_signal = self._received.name if self._received else None
+            self.all_written = self.saver.written
             return losses
         values = [value.float() for record in losses for value in (record.loss, record.mse)]
-        flags = torch.tensor([float(self._received == number) for number in STOP_SIGNALS], device=self.device)
-        total = self.mesh.sum(torch.cat([torch.stack(values), flags]))
+        flags = [float(flag) for flag in (*(self._received == number for number in STOP_SIGNALS), self.saver.written)]
+        total = self.mesh.sum(torch.cat([torch.stack(values), torch.tensor(flags, device=self.device)]))
         mean = (total[: len(values)] / self.sizes.world).reshape(-1, 2)
-        counts = total[len(values) :].tolist()
+        *counts, written = total[len(values) :].tolist()
         self.stop_signal = next((s.name for s, n in zip(STOP_SIGNALS, counts, strict=True) if n), None)
+        self.all_written = written == self.sizes.world
         return [LossRecord(loss, mse, record.shape) for (loss, mse), record in zip(mean, losses, strict=True)]
 
     def _count_skip(self, norm: float) -> None:
@@ -345,12 +342,24 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Let SIGTERM and SIGUSR1, on any rank, end the run on all of them after the current update, with a save."""
+        """Let SIGTERM, SIGUSR1 or Ctrl-C, on any rank, end the run on all of them after the current update, with a save.
+
+        A second Ctrl-C raises KeyboardInterrupt, unless it comes within a second: a launcher passes the first one on.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
+        first = 0.0
+
         def handle(number: int, _frame: object) -> None:
+            nonlocal first
+            if number == signal.SIGINT == self._received and time.monotonic() - first > 1:
+                raise KeyboardInterrupt
+            if number == signal.SIGINT != self._received:
+                first = time.monotonic()
+                if self.mesh.is_main:  # loggers and streams are not safe here
+                    os.write(2, b"\nCtrl-C: saving after this update, then leaving; a second one leaves at once\n")
             self._received = signal.Signals(number)
 
         previous = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
@@ -359,42 +368,6 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-    # ---- saving ------------------------------------------------------------------------------------------------
-
-    def save(self) -> None:
-        """Write the run state and the published files of the current iteration, then drop what `keep_last_k` lets go."""
-        progress = self.progress
-        tensors, groups = optimizer_state(self.optimizer, self.model)
-        save_run_state(
-            self.folder,
-            progress.iteration,
-            weights=self.weights(),
-            ema=self.ema.state_dict() if self.ema is not None else None,
-            optimizer=tensors,
-            scheduler=self.scheduler.state_dict(),
-            numbers={
-                "recipe": self.recipe,
-                "config_hash": config_hash(self.config),
-                "sample_number": progress.sample_number,
-                "skipped": progress.skipped,
-                "global_batch_size": self.global_batch,
-                "world_size": self.ranks.world_size,
-                "data_parallel": self.sizes.data,
-                "optimizer_groups": groups,
-            },
-            mesh=self.mesh,
-        )
-        self._export(progress.iteration)
-        if self.mesh.is_main:
-            self.folder.keep_last(self.config.checkpoint.keep_last_k)
-        self._log("saved iteration {} under {}", progress.iteration, self.folder.checkpoints)
-
-    def _export(self, iteration: int) -> None:
-        export_checkpoint(self.folder, iteration, self.weights(), self._published_ema(), self.mesh)
-
-    def _expected_exports(self, iteration: int) -> list[Path]:
-        return [path for part, path in self.folder.exports(iteration).items() if part != "ema" or self.ema is not None]
 
 
 def check_supported(config: Config) -> None:
@@ -405,23 +378,31 @@ def check_supported(config: Config) -> None:
             value = value.get(part) if hasattr(value, "get") else getattr(value, part)
         if value not in allowed:
             raise ConfigError(f"{key}={value!r} is not available in this version; leave it at {allowed[0]!r}")
+    backend = OmegaConf.select(config.model or OmegaConf.create(), "config.pipe_config.net.attention_backend")
+    if config.trainer.deterministic and backend not in (None, "sdpa"):
+        raise ConfigError(
+            f"trainer.deterministic=True, but attention_backend={backend!r} may add up in any order: use "
+            "model.config.pipe_config.net.attention_backend=sdpa"
+        )
     if config.trainer.run_validation and not config.trainer.callbacks.get("validation"):
         raise ConfigError(
             "trainer.run_validation=True, but there is no trainer.callbacks.validation; add it (callbacks=validation)"
         )
 
 
-def check_state_t(model: WorldModel, num_frames: int | None) -> None:
-    """Raise ConfigError when the stated latent frames of a view are not what the dataset's frames make."""
-    stated, tokenizer = model.config.pipe_config.state_t, model.tokenizer_holder[0]
-    if stated is None or tokenizer is None or num_frames is None:
-        return
-    made = tokenizer.get_latent_num_frames(int(num_frames))
-    if made != stated:
+def check_frames(pipe: PipeConfig, tokenizer: VideoTokenizer, num_frames: int, context: int = 1) -> int:
+    """Return the latent frames that `num_frames` of a view make. Raises ConfigError when the stated ones (`state_t`) are
+    others, or when `context` ranks cannot share them.
+    """
+    made = tokenizer.get_latent_num_frames(num_frames)
+    if pipe.state_t not in (None, made):
         raise ConfigError(
-            f"model.config.pipe_config.state_t={stated}, but dataloader_train.dataset.num_frames={num_frames} makes "
-            f"{made} latent frames: set num_frames={tokenizer.get_pixel_num_frames(stated)}, or state_t=null"
+            f"model.config.pipe_config.state_t={pipe.state_t}, but dataloader_train.dataset.num_frames={num_frames} makes "
+            f"{made} latent frames: set num_frames={tokenizer.get_pixel_num_frames(pipe.state_t)}, or state_t=null"
         )
+    if made > 1 and pipe.net is not None:  # a single image is never divided
+        check_context_parallel(context, made, pipe.net.num_heads)
+    return made
 
 
 def mesh_of(config: Config, world_size: int) -> MeshSizes:

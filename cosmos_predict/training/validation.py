@@ -18,9 +18,9 @@ from cosmos_predict.config.lazy import configurable, instantiate
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.models.conditioning import Conditioning
 from cosmos_predict.models.world_model import WorldModel
+from cosmos_predict.parallel.fsdp import reshard
 from cosmos_predict.randomness import torch_generator
 from cosmos_predict.training.callbacks import Callback, StepReport, publish
-from cosmos_predict.training.ema import _reshard
 
 if TYPE_CHECKING:
     from cosmos_predict.training.trainer import Trainer
@@ -49,7 +49,7 @@ def observing(trainer: Trainer, ema: bool = False) -> Iterator[None]:
             yield
         finally:
             model.train(training)
-            _reshard(model)  # sharded weights that the block gathered
+            reshard(model)  # sharded weights that the block gathered
             random.setstate(python)
             np.random.set_state(numpy)
 

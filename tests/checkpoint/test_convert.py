@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from cosmos_predict.checkpoint.convert import Conversion, convert
 from cosmos_predict.checkpoint.dialects import is_ignored
 from cosmos_predict.checkpoint.load import load_network
+from cosmos_predict.checkpoint.lora_forms import network_adapter, write_adapter
+from cosmos_predict.checkpoint.lora_runs import load_adapters
 from cosmos_predict.checkpoint.stream import entries_of, write_tensors
 from cosmos_predict.cli.convert_checkpoint import main
 from cosmos_predict.errors import CheckpointError, ConfigError
@@ -18,7 +20,6 @@ from cosmos_predict.io.tensors import load_tensors
 from cosmos_predict.models.published import PUBLISHED
 from cosmos_predict.networks.dit import build_dit
 from cosmos_predict.networks.lora import DEFAULT_TARGETS, inject_lora, merge_lora
-from cosmos_predict.networks.lora_files import load_adapters, save_adapters
 from tests.checkpoint.small import filled, native_dialect, published_state, tiny_config, tiny_network
 
 NAME = "predict2_2b_video2world"
@@ -139,7 +140,7 @@ def adapted(base, tmp_path):
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     save(published_state(base), tmp_path / "base.pt")
-    save_adapters(net, tmp_path / "adapter", base="base.pt", base_hash="abc")
+    write_adapter(network_adapter(net, base="base.pt", base_hash="abc"), tmp_path / "adapter")
     return net
 
 
@@ -154,7 +155,7 @@ def test_merging_adapters_into_their_base(adapted, tmp_path):
     convert(tmp_path / "base.pt", tmp_path / "merged.pt", Conversion(lora=[tmp_path / "adapter"], merge=True))
     merged = load_network(tmp_path / "merged.pt", config=adapted.config)
     torch.testing.assert_close(forward(merged), forward(adapted), rtol=1e-4, atol=1e-4)
-    merge_lora(adapted, remove=True)
+    merge_lora(adapted)
     for name, parameter in merged.named_parameters():
         torch.testing.assert_close(parameter, adapted.get_parameter(name), rtol=0, atol=1e-6)
 
@@ -220,7 +221,7 @@ def test_ranks_and_alphas_that_differ_between_layers_survive(base, tmp_path):
     inject_lora(net, rank=2, alpha=4, targets="q_proj")
     inject_lora(net, rank=3, alpha=9, targets="mlp.layer1")
     filled(net)
-    save_adapters(net, tmp_path / "a")
+    write_adapter(network_adapter(net), tmp_path / "a")
     convert(tmp_path / "a", tmp_path / "d.safetensors", Conversion(lora_form="diffusers"))
     convert(tmp_path / "d.safetensors", tmp_path / "b", Conversion(lora_form="peft"))
     a, b = (json.loads((tmp_path / f / "adapter_config.json").read_text()) for f in "ab")
@@ -246,7 +247,7 @@ def test_what_is_not_clear_about_adapters_is_asked(adapted, base, tmp_path):
             convert(source, tmp_path / "out", how)
     wide = build_dit(tiny_config(NAME, model_channels=48), init=None)
     inject_lora(filled(wide), rank=2, targets=DEFAULT_TARGETS)
-    save_adapters(wide, tmp_path / "wide")
+    write_adapter(network_adapter(wide), tmp_path / "wide")
     with pytest.raises(CheckpointError, match="belongs to a network of another size"):
         convert(base_file, tmp_path / "out.pt", Conversion(lora=[tmp_path / "wide"], merge=True))
 
@@ -263,7 +264,7 @@ def test_the_command_converts_and_explains(base, tmp_path, capsys):
     for arguments, words in (
         (["--weights", "ema"], "only regular weights"),
         (["--shard_size", "many"], "size 'many' is not a number of bytes"),
-        (["--model", "predict2_2b"], "unknown model 'predict2_2b'; nearest"),
+        (["--model", "predict2_2b"], "unknown model 'predict2_2b': did you mean"),
     ):
         with pytest.raises(SystemExit) as done:
             main([str(tmp_path / "in.pt"), str(tmp_path / "x.safetensors"), *arguments])

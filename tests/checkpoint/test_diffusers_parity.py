@@ -7,13 +7,13 @@ import torch
 
 from cosmos_predict.checkpoint.convert import Conversion, convert
 from cosmos_predict.checkpoint.load import load_network
+from cosmos_predict.checkpoint.lora_forms import network_adapter, write_adapter
 from cosmos_predict.checkpoint.metadata import diffusers_config
 from cosmos_predict.checkpoint.stream import entries_of, write_tensors
 from cosmos_predict.errors import CheckpointError, CorruptFileError
 from cosmos_predict.io.tensors import load_tensors
 from cosmos_predict.networks.dit import build_dit
 from cosmos_predict.networks.lora import inject_lora
-from cosmos_predict.networks.lora_files import save_adapters
 from tests.checkpoint.small import filled, native_dialect, published_state, tiny_config, tiny_network
 
 diffusers = pytest.importorskip("diffusers")
@@ -128,7 +128,7 @@ def test_our_adapters_load_in_diffusers(tmp_path):
     adapters = {key: value for key, value in net.named_parameters() if "lora_" in key}
     for parameter in adapters.values():
         torch.nn.init.normal_(parameter, std=0.1)
-    save_adapters(net, tmp_path / "adapter")
+    write_adapter(network_adapter(net), tmp_path / "adapter")
     convert(tmp_path / "adapter", tmp_path / "lora", Conversion(lora_form="diffusers"))
     model.load_lora_adapter(
         str(tmp_path / "lora"), prefix="transformer", weight_name="pytorch_lora_weights.safetensors"

@@ -7,13 +7,14 @@ import re
 import pytest
 import torch
 
-from cosmos_predict.checkpoint.accounting import account, grouped
+from cosmos_predict.checkpoint.accounting import account
 from cosmos_predict.checkpoint.load import grow_from_base, load_log_variance, load_network, load_state
 from cosmos_predict.checkpoint.metadata import METADATA_KEY, config_to_json
 from cosmos_predict.checkpoint.stream import entries_of, write_tensors
 from cosmos_predict.conditions.action import ActionControl
 from cosmos_predict.conditions.trajectory import TrajectoryControl
 from cosmos_predict.errors import CheckpointError, CorruptFileError, UnsafeFileError
+from cosmos_predict.io.accounting import grouped
 from cosmos_predict.models.published import PUBLISHED, published_config
 from cosmos_predict.networks.dit import build_dit
 from cosmos_predict.networks.lora import inject_lora

@@ -30,7 +30,7 @@ def test_training_on_a_cache_reads_neither_videos_nor_tokenizer(tmp_path: Path) 
     dataset = "dataloader_train.dataset.dataset_dir=assets/robot_arm"
     made = run("scripts/cache_latents.py", "--output_dir", latents, "--", *common, "text=tiny", dataset, root=tmp_path)
     assert made.returncode == 0, made.stderr
-    assert "8 clips written, 0 kept (already there), 0 failed" in made.stdout
+    assert "48 clips written, 0 kept (already there), 0 failed" in made.stdout
     training = (*common, "data=latent_cache", f"dataloader_train.dataset.cache_dir={latents}")
     trained = run("-m", "train", "--", *training, "model.with_tokenizer=false", root=tmp_path)
     assert trained.returncode == 0, trained.stderr
@@ -45,11 +45,11 @@ def test_the_command_caches_and_resumes(tmp_path: Path, capsys: pytest.CaptureFi
     args = build_parser().parse_args([*flags, f"dataloader_train.dataset.dataset_dir={REPOSITORY}/assets/robot_arm"])
     assert cache(args) == 0
     dataset = LatentCacheDataset(tmp_path, 5, (48, 64), fit="crop")
-    assert dataset.key["start_interval"] == 16 and len(dataset) == 8
+    assert dataset.key["start_interval"] == 16 and len(dataset) == 48
     assert dataset[0]["latent"].shape == (16, 2, 6, 8) and dataset[0]["latent"].dtype == torch.float32
     windows = sum(clip["windows"] for clip in dataset.clips)
-    assert f"8 clips written, 0 kept (already there), 0 failed; {windows} windows" in capsys.readouterr().out
-    assert cache(args) == 0 and "0 clips written, 8 kept" in capsys.readouterr().out
+    assert f"48 clips written, 0 kept (already there), 0 failed; {windows} windows" in capsys.readouterr().out
+    assert cache(args) == 0 and "0 clips written, 48 kept" in capsys.readouterr().out
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:

@@ -98,9 +98,12 @@ def test_video2world_without_input_says_so(tmp_path: Path) -> None:
 
 def test_import_videos_and_contact_sheet(tmp_path: Path) -> None:
     dataset = tmp_path / "dataset"
-    assert run("scripts/import_videos.py", "assets/robot_arm", "--dataset_path", str(dataset)).returncode == 0
+    imported = run("scripts/import_videos.py", "assets/robot_arm", "--dataset_path", str(dataset))
+    assert imported.returncode == 0
+    assert f"next: edit the captions in {dataset}/metas" in imported.stdout
+    assert f"python scripts/get_t5_embeddings.py --dataset_path {dataset}" in imported.stdout
     videos = sorted((dataset / "videos").iterdir())
-    assert len(videos) == 8 and (dataset / "metas" / f"{videos[0].stem}.txt").read_text().strip()
+    assert len(videos) == 48 and (dataset / "metas" / f"{videos[0].stem}.txt").read_text().strip()
     small = tmp_path / "small"
     assert (
         run(
@@ -111,11 +114,11 @@ def test_import_videos_and_contact_sheet(tmp_path: Path) -> None:
     from cosmos_predict.data.video_reader import probe
 
     before, after = probe(videos[0]), probe(small / "videos" / videos[0].name)
-    assert (after.height, after.width, after.frames) == (64, 96, before.frames)
+    assert (after.height, after.width, after.frames) == (64, 86, before.frames)
     sheet = tmp_path / "sheet.png"
     result = run("scripts/contact_sheet.py", f"a={videos[0]}", f"b={videos[1]}", "--save_path", str(sheet))
     assert result.returncode == 0, result.stderr
     from PIL import Image
 
-    assert Image.open(sheet).height > 2 * 128
+    assert Image.open(sheet).height > 2 * 96
     assert "is not a folder" in run("scripts/import_videos.py", "nowhere", "--dataset_path", str(dataset)).stderr

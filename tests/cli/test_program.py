@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cosmos_predict.cli.program import positive_int, run_program, status_of
+from cosmos_predict.cli.program import describe, positive_int, run_program, status_of
 from cosmos_predict.errors import (
     CheckpointError,
     ConfigError,
@@ -49,6 +49,19 @@ def test_errors_become_a_message_and_a_status(
     assert status_of(failing(error), verbose=True) == status
     err = capsys.readouterr().err
     assert "Traceback" in err and "in call" in err and "the message" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (FileNotFoundError("no checkpoint at x"), "no checkpoint at x"),
+        (ValueError("frames must be 4k + 1"), "frames must be 4k + 1"),
+        (ValueError(), "ValueError: "),
+        (RuntimeError("out of memory"), "RuntimeError: out of memory"),
+    ],
+)
+def test_bad_input_is_told_without_a_class(error: Exception, told: str) -> None:
+    assert describe(error) == told
 
 
 def test_system_errors_name_the_file(capsys: pytest.CaptureFixture[str]) -> None:

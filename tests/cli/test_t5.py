@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from cosmos_predict.cli.get_t5_embeddings import build_parser, main
-from cosmos_predict.io.embeddings import read_embedding
+from cosmos_predict.io.embeddings import read_embedding, write_embedding
 from cosmos_predict.text_encoders.tiny import TinyTextEncoder
 
 REPOSITORY = Path(__file__).parents[2]
@@ -124,7 +125,11 @@ def test_embeddings_of_two_encoders_are_not_mixed(tmp_path: Path, capsys: pytest
 
     assert call("--text_encoder", "tiny")[0] == 0
     status, printed = call("--text_encoder", "t5")
-    assert status == 2 and "were made with --text_encoder tiny" in printed and "--overwrite" in printed
+    assert (
+        status == 2
+        and "made by the text encoder 'tiny', --text_encoder is 't5'" in printed
+        and "--overwrite" in printed
+    )
     status, printed = call("--overwrite", "--pretrained_model_name_or_path", "/nowhere/t5")
     assert status == 2 and "no T5 folder /nowhere/t5" in printed
     status, printed = call("--text_encoder", "tiny")
@@ -133,6 +138,70 @@ def test_embeddings_of_two_encoders_are_not_mixed(tmp_path: Path, capsys: pytest
     (dataset / "t5_xxl.json").write_text("{}")
     status, printed = call("--text_encoder", "tiny")
     assert status == 2 and "does not name the text encoder" in printed
+
+
+def test_edited_captions_are_embedded_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = make_dataset(tmp_path / "data", {"a": "a dog", "b": "a cat", "b.2": "a cat"})
+    outputs = dataset / "t5_xxl"
+
+    def call(*flags: str) -> tuple[object, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["--dataset_path", str(dataset), "--text_encoder", "tiny", *flags])
+        return ended.value.code, "".join(capsys.readouterr())
+
+    assert "3 written" in call()[1]
+    index = json.loads((dataset / "t5_xxl.json").read_text())
+    assert index["text_encoder"] == "tiny" and sorted(index["captions"]) == ["a", "b", "b.2"]
+    (dataset / "metas" / "b.txt").write_text("a bigger cat\n")
+    kept = (outputs / "a.pickle").stat().st_mtime_ns
+    status, printed = call("--format", "safetensors")  # the old file must go: which of two forms would be read?
+    assert status == 0 and "3 written, 0 skipped" in printed
+    assert not (outputs / "b.pickle").exists() and (outputs / "a.pickle").stat().st_mtime_ns == kept
+    np.testing.assert_allclose(read_embedding(outputs / "b.safetensors"), expected("a bigger cat"), rtol=0, atol=4e-3)
+    assert "0 written, 3 skipped" in call("--format", "safetensors")[1]
+
+    (dataset / "metas" / "b.txt").write_text("\n")
+    status, printed = call("--format", "safetensors")
+    assert (
+        status == 1
+        and "b.txt: the caption is empty; write one, or remove the file, its video and t5_xxl/b.*" in printed
+    )
+
+
+def test_embeddings_without_an_index_are_trusted_until_their_caption_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = make_dataset(tmp_path / "data", {"a": "a dog"})
+
+    def call() -> str:
+        with pytest.raises(SystemExit):
+            main(["--dataset_path", str(dataset), "--text_encoder", "tiny"])
+        return capsys.readouterr().out
+
+    write_embedding(dataset / "t5_xxl" / "a.pickle", np.ones((3, 1024), np.float16))
+    assert "0 written, 1 skipped" in call()
+    assert json.loads((dataset / "t5_xxl.json").read_text())["text_encoder"] == ""  # nobody knows
+    (dataset / "metas" / "a.txt").write_text("a bigger dog")
+    assert "1 written, 0 skipped" in call()
+    assert json.loads((dataset / "t5_xxl.json").read_text())["text_encoder"] == "tiny"
+
+
+def test_without_network_the_offline_encoder_is_named(
+    tmp_path: Path,
+) -> None:
+    dataset = make_dataset(tmp_path / "data", {"a": "a dog"})
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+    environment = {**os.environ, **nowhere}  # nobody listens there
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--dataset_path", str(dataset), "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+        env=environment,
+    )
+    assert done.returncode == 1 and "cannot be reached" in done.stderr
+    assert "Tests and tiny models need no download: --text_encoder tiny" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def demo():
         "model": LazyCall("cosmos_predict.randomness.derive_seed")(
             net={"num_blocks": 28, "crossattn_norm": False, "ids": [1, 2]}, load="base.pt", frames={0: 0.5, 1: 0.5}
         ),
-        "optimizer": registry.choice("optimizer", "adamw", lr=2**-14.5),
+        "optimizer": LazyCall("torch.optim.AdamW")(lr=2**-14.5, fused=True),
         "scheduler": {"_target_": "collections.Counter", "cycle": "${trainer.max_iter}"},
         "dataloader_train": {"_target_": "torch.utils.data.DataLoader", "num_workers": 8, "batch_size": 1},
         "trainer": {"max_iter": 1000, "callbacks": {"progress_bar": {"every": 10}}},

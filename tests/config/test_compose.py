@@ -84,6 +84,7 @@ def test_debug_needs_a_hook():
         (["trainer.seed=${trainer.sed}"], r"config key trainer.seed: Interpolation key 'trainer.sed' not found"),
         (["trainer.seed=${"], r"missing BRACE_CLOSE|\$\{"),
         (["experiment=demo_video2world", "model.load=???"], r"model.load has no value \(\?\?\?\): give model.load="),
+        (["experiment=demo_video2world", "model.load=???", "job.name=???"], r"give job.name=VALUE model.load=VALUE"),
     ],
 )
 def test_errors(arguments, message):

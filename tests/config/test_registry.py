@@ -45,7 +45,7 @@ def test_unknown_names_show_the_nearest():
     with pytest.raises(ConfigError, match=r"unknown choice optimizer=adamv: did you mean 'adamw'"):
         registry.apply_choice({"optimizer": None}, "optimizer", "adamv")
     with pytest.raises(ConfigError, match=r"unknown group 'optimiser': did you mean 'optimizer'"):
-        registry.choice("optimiser", "adamw")
+        registry.apply_choice({"optimizer": None}, "optimiser", "adamw")
 
 
 def test_names_are_registered_once():

@@ -60,29 +60,29 @@ def test_sample_numbers_mean_the_windows_of_the_pixel_dataset(
         assert (a["fps"], a["num_frames"]) == (b["fps"], b["num_frames"])
 
 
-class Rounded(DCTTokenizer):
-    """A tokenizer whose latents have the precision of a cache."""
-
-    def encode(self, video: torch.Tensor) -> torch.Tensor:
-        return super().encode(video).to(torch.bfloat16).float()
-
-
-@pytest.mark.parametrize(("dtype", "tokenizer"), [("float32", DCTTokenizer), ("bfloat16", Rounded)])
+@pytest.mark.parametrize(
+    ("dtype", "latent_dtype"), [("float32", None), ("bfloat16", "bfloat16"), ("float16", "float16")]
+)
 def test_the_training_loss_is_that_of_pixels(
-    make_folder: Callable[..., Path], tmp_path: Path, dtype: str, tokenizer: type[DCTTokenizer]
+    make_folder: Callable[..., Path], tmp_path: Path, dtype: str, latent_dtype: str | None
 ) -> None:
     dataset = pixels(make_folder({"a": 20, "b": 33}), start_interval=2)
     make(dataset, tmp_path / "cache", dtype)
     config = compose(["experiment=tiny_video2world", "data=synthetic", "debug=true"])
     torch.manual_seed(0)
     with_pixels: WorldModel = instantiate(config.model)
-    with_pixels.tokenizer_holder = (tokenizer(16),)
+    with_pixels.config.latent_dtype = latent_dtype
     without = WorldModel(with_pixels.config, with_pixels.net, None)
     batches = zip(build_dataloader(dataset, 2), build_dataloader(cached(tmp_path / "cache"), 2), strict=False)
     for _, (a, b) in zip(range(2), batches, strict=False):
         assert b["latent"].dtype == getattr(torch, dtype) and "video" not in b
         expected, loss = with_pixels.training_loss(a).loss, without.training_loss(b).loss
         torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+        if latent_dtype is not None:
+            with_pixels.config.latent_dtype = None
+            exact = float(with_pixels.training_loss(a).loss.detach())  # so it is the rounding that counts
+            assert abs(exact / float(expected.detach()) - 1) > 2e-6
+            with_pixels.config.latent_dtype = latent_dtype
     other = dict(b, latent=b["latent"] + 0.5)
     assert (
         abs(float(without.training_loss(other).loss.detach()) - float(loss.detach())) > 1e-4

@@ -52,11 +52,13 @@ def test_normalized_range() -> None:
     assert video.tolist() == [-1, 1]
 
 
-def test_nearest_bucket() -> None:
-    assert transforms.nearest_bucket("720", 1080, 1920) == ("16:9", (704, 1280))
-    assert transforms.nearest_bucket("480", 1568, 882) == ("9:16", (768, 432))
-    with pytest.raises(DataError, match="unknown resolution '999'; known: 480, 512, 720, 1024"):
-        transforms.nearest_bucket("999", 1, 1)
+def test_nearest_size() -> None:
+    def nearest(resolution: str, height: int, width: int) -> tuple[int, int]:
+        sizes = [(h, w) for w, h in transforms.RESOLUTION_BUCKETS[resolution].values()]
+        return transforms.nearest_size(sizes, height, width)
+
+    assert nearest("720", 1080, 1920) == (704, 1280) and nearest("480", 1568, 882) == (768, 432)
+    assert nearest("480", 500, 510) == (480, 480) and nearest("480", 100, 10) == (768, 432)
 
 
 def test_bad_input() -> None:

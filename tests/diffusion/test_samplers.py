@@ -18,7 +18,6 @@ from cosmos_predict.diffusion.samplers import (
     SOLVERS,
     Churn,
     initial_scale,
-    num_evaluations,
     sample_distilled,
     sample_euler,
     sample_res,
@@ -34,6 +33,7 @@ from cosmos_predict.diffusion.schedules import (
     sdedit_start,
 )
 from cosmos_predict.errors import ConfigError
+from tests.diffusion.evaluations import num_evaluations
 
 MEAN, SD = 0.3, 0.7
 
@@ -316,7 +316,7 @@ def test_bad_values_name_themselves() -> None:
     x, sigmas = torch.zeros(2), [2.0, 1.0]
     with pytest.raises(ConfigError, match="unknown RES solver '3rk'; expected one of 2ab, 1euler, 2mid, 2heun_edm"):
         sample_res(gaussian, x, sigmas, solver="3rk")
-    for call in (lambda: num_evaluations("heun", 3), lambda: initial_scale("heun", 1.0)):
+    for call in (lambda: solver_intervals("heun", 3), lambda: initial_scale("heun", 1.0)):
         with pytest.raises(ConfigError, match="unknown solver 'heun'; expected one of 2ab, .*distilled"):
             call()
     with pytest.raises(ConfigError, match="1 steps are too few for solver '2mid'; it needs at least 2"):

@@ -8,12 +8,12 @@ import pytest
 
 from cosmos_predict.config.compose import compose
 from cosmos_predict.config.files import config_hash, load_config, save_config
-from cosmos_predict.config.lazy import instantiate
 from cosmos_predict.config.registry import list_experiments
-from cosmos_predict.models.published import PUBLISHED, published_config
 from cosmos_predict.training.trainer import Trainer
+from tests.parallel.ranks import check, run_ranks
 
 NAMES = [name for name, _ in list_experiments()]
+FAST = ("tiny_video2world", "predict2_text2image_training_2b_cosmos_nemo_assets")  # the others with --all
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -24,7 +24,7 @@ def test_round_trip_through_a_file(name: str, tmp_path: Path) -> None:
     assert config_hash(load_config(tmp_path / "config.yaml")) == config_hash(config)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in NAMES])
 def test_debug_form_trains_two_updates(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path))
     report: list[str] = []
@@ -37,15 +37,24 @@ def test_debug_form_trains_two_updates(name: str, tmp_path: Path, monkeypatch: p
 
 def test_debug_keeps_the_dataset() -> None:
     report: list[str] = []
-    config = compose(["experiment=tiny_video2world", "debug=true"], report=report)
+    name = "predict2_video2world_training_2b_cosmos_nemo_assets"
+    config = compose([f"experiment={name}", "debug=true"], report=report)
     assert config.dataloader_train is not None
-    assert config.dataloader_train.dataset.dataset_dir == "datasets/robot_arm"
-    assert any("still reads datasets/robot_arm" in line for line in report)
+    assert config.dataloader_train.dataset.dataset_dir == "datasets/cosmos_nemo_assets"
+    assert any("still reads datasets/cosmos_nemo_assets" in line for line in report)
 
 
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
-def test_every_published_model_is_a_choice(name: str) -> None:
-    config = compose(["experiment=predict2_video2world_training_2b_cosmos_nemo_assets", f"model={name}"], report=[])
-    assert config.model is not None
-    pipe = instantiate(config.model.config).pipe_config
-    assert pipe.net == published_config(name) and pipe.family == PUBLISHED[name].family
+@pytest.mark.slow
+def test_debug_on_two_processes_shares_clips_and_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 14B's mesh of 32 ranks, 8 to a clip, lowered to what two processes, 8 heads and 4 latent frames allow."""
+    monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path))
+    name = "predict2_video2world_training_14b_cosmos_nemo_assets"
+    arguments = ["--", f"experiment={name}", "debug=true", "data=synthetic", "dataloader_train.dataset.num_frames=13"]
+    processes = run_ranks("train", *arguments, ranks=2)
+    check(processes)
+    log = processes[0].stderr
+    assert "context_parallel_size: 8 -> 2 (the largest that divides 2 processes, 8 heads, 4 latent frames)" in log
+    assert "fsdp_shard_size: 32 -> 2" in log
+    assert "2 rank(s): weights 1 replicas x 2 shards, samples 1 data x 2 context" in log
+    run = tmp_path / "posttraining/video2world/14b_cosmos_nemo_assets_debug"
+    assert (run / "checkpoints/model/iter_000000002.pt").is_file()

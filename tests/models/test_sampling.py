@@ -11,10 +11,10 @@ from torch import Tensor
 
 from cosmos_predict.conditions.frames import GivenFrames, first_frames_mask
 from cosmos_predict.diffusion.guidance import Branch, trajectory_branches
-from cosmos_predict.diffusion.samplers import num_evaluations
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.models.sampling import SamplerSettings, guided_denoiser, sample, seeded_noise
 from cosmos_predict.models.world_model import WorldModel
+from tests.diffusion.evaluations import num_evaluations
 from tests.models.small import small_condition
 from tests.networks.variants import VARIANTS
 

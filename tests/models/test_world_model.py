@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from cosmos_predict.config.lazy import instantiate
+from cosmos_predict.config.lazy import instantiate, lazy_dict
 from cosmos_predict.errors import ConfigError, DataError
 from cosmos_predict.models.build import build_world_model
 from cosmos_predict.models.conditioning import Conditioning
 from cosmos_predict.models.config import ModelConfig, PipeConfig, TokenizerConfig
-from cosmos_predict.models.published import PUBLISHED, published_config, published_net
+from cosmos_predict.models.published import PUBLISHED, published_config
 from cosmos_predict.networks.dit import build_dit
 from tests.models.small import LinearTokenizer, small_batch, small_model
 from tests.networks.variants import TINY, VARIANTS, fill
@@ -262,11 +262,13 @@ def test_every_published_model_trains_at_a_tiny_size(name: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_networks_as_config_nodes(name: str) -> None:
-    assert instantiate(published_net(name)) == published_config(name)
+    assert instantiate(lazy_dict({"net": published_config(name)})) == {"net": published_config(name)}
 
 
 def test_unknown_model_names_show_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="unknown model 'predict2_2b_video2word'; nearest: predict2_2b_video2world"):
+    with pytest.raises(
+        ConfigError, match="unknown model 'predict2_2b_video2word': did you mean 'predict2_2b_video2world'"
+    ):
         published_config("predict2_2b_video2word")
-    with pytest.raises(ConfigError, match="unknown model 'zzz'; nearest: none; all: predict1_7b_text2world"):
+    with pytest.raises(ConfigError, match="unknown model 'zzz': known: .*; all: predict1_7b_text2world"):
         published_config("zzz")

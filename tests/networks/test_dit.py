@@ -278,7 +278,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "padding axes": (
         "predict2_video2world",
         {"padding_mask": torch.zeros(2, 8, 8)},
-        r"padding_mask has shape \(2, 8, 8\)",
+        r"'padding_mask' has shape \(2, 8, 8\)",
     ),
     "padding batch": (
         "predict2_video2world",

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cosmos_predict.models.published import PUBLISHED, published_config
 from cosmos_predict.networks.dit import DiT, build_dit
-from cosmos_predict.networks.flops import count_parameters, count_tokens, forward_flops, training_flops
+from cosmos_predict.networks.flops import count_tokens, forward_flops, training_flops
 from tests.networks.variants import TEXT, VARIANTS, build_variant
 
 # Billions, from the published model tables.
@@ -44,15 +44,8 @@ def test_published_parameter_counts(name: str) -> None:
     config = published_config(name)
     net = build_dit(config, device="meta")
     assert {p.device.type for p in net.parameters()} == {"meta"}
-    count = count_parameters(config)
-    assert count == sum(p.numel() for p in net.parameters())
+    count = sum(p.numel() for p in net.parameters())
     assert abs(count / 1e9 - SIZES[name]) < 6e-4
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_tiny_parameter_counts(name: str) -> None:
-    config = VARIANTS[name].config
-    assert count_parameters(config) == sum(p.numel() for p in build_dit(config, device="meta").parameters())
 
 
 def test_the_14b_network_allocates_no_weights() -> None:

@@ -1,39 +1,26 @@
-"""One rank that builds, averages, saves, exports and loads a sharded network, and prints what each stage adds to memory.
+"""One rank that builds, saves, exports and loads a sharded model, and prints what it holds while it does.
 
-    python -m tests.parallel.memory_program FOLDER
+    python -m tests.parallel.memory_program FOLDER MODEL BLOCKS [moments]
 
-Lines `STAGE PEAK`: the highest resident memory of the stage, less what the rank held before the network, in units of
-the rank's shard of the float32 weights; and `tensor SIZE`, the largest tensor in that unit.
+MODEL is a published one at its full width with BLOCKS blocks, built, saved and loaded by the trainer. Lines `STAGE PEAK`:
+the highest resident memory of the stage, less what the rank held before there was a model, in units of the rank's shard
+of the float32 weights; `tensor SIZE`, the largest tensor in that unit; `unit BYTES`. `moments`: the optimizer has a state.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import torch
 
-from cosmos_predict.checkpoint.export import export_checkpoint
 from cosmos_predict.checkpoint.load import load_state
-from cosmos_predict.checkpoint.run_folder import RunFolder
-from cosmos_predict.checkpoint.run_state import SavedState, save_run_state
+from cosmos_predict.config.compose import compose
+from cosmos_predict.config.lazy import lazy_dict
 from cosmos_predict.io.tensors import TensorFile
-from cosmos_predict.networks.config import DiTConfig
-from cosmos_predict.networks.dit import build_dit
-from cosmos_predict.parallel.distributed import distributed_program
-from cosmos_predict.parallel.fsdp import initialise, shard_network
-from cosmos_predict.parallel.mesh import make_mesh, mesh_sizes
-from cosmos_predict.training.ema import PowerEMA
-
-CONFIG = DiTConfig(
-    model_channels=1024,
-    num_blocks=3,
-    num_heads=8,
-    adaln_lora_dim=16,
-    input_channels=(("latent", 16), ("cond_mask", 1), ("padding", 1)),
-    out_channels=16,
-    crossattn_emb_channels=1024,
-)
+from cosmos_predict.parallel.distributed import Ranks, distributed_program
+from cosmos_predict.training.trainer import Trainer
 
 
 def resident(name: str = "VmRSS") -> int:
@@ -41,44 +28,73 @@ def resident(name: str = "VmRSS") -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def main(root: str) -> None:
+def trainer_of(ranks: Ranks, name: str, *overrides: str) -> Trainer:
+    config = compose(
+        [
+            "experiment=tiny_video2world",
+            "data=synthetic",
+            "model.config.fsdp_shard_size=-1",
+            "model.config.model_manager_config.dit_path=",
+            f"job.name={name}",
+            *overrides,
+        ],
+        report=[],
+    )
+    config.model.config.pipe_config.tokenizer.update(  # type: ignore[union-attr]
+        {"name": "dct", "path": "", "options": {"channels": 16}, "dtype": None}
+    )
+    config.trainer.callbacks = lazy_dict({})
+    config.validate()
+    config.freeze()
+    return Trainer(config, ranks, device="cpu")
+
+
+def main(root: str, model: str, blocks: str, *parts: str) -> None:
+    os.environ["OUTPUT_ROOT"] = root
+    net = "model.config.pipe_config.net"
     with distributed_program("gloo") as ranks:
-        torch.manual_seed(0)
-        mesh = make_mesh(ranks, mesh_sizes(ranks.world_size, -1), torch.device("cpu"))
-        small = build_dit(CONFIG.replace(model_channels=128), device="meta")  # first uses of torch have their own cost
-        shard_network(small, mesh)
-        small.to_empty(device="cpu")
-        initialise(small, small.init_weights)
-        net = build_dit(CONFIG, device="meta")
-        sizes = [parameter.numel() * 4 for parameter in net.parameters()]
-        unit = sum(sizes) / ranks.world_size
+        chosen = [f"model={model}", f"{net}.num_blocks={blocks}"]
+        small = trainer_of(ranks, "small", *chosen, f"{net}.model_channels=256", f"{net}.num_heads=2")
+        small.build()  # first uses of torch have their own cost
+        small.saver.save(last=True)
+        del small
+        trainer = trainer_of(ranks, "large", *chosen)
         before = resident()
-        folder = RunFolder(root)
+        peaks: list[tuple[str, int]] = []
 
         def report(stage: str) -> None:
-            print(stage, (resident("VmHWM") - before) / unit, flush=True)
-            mesh.gather(None)
+            trainer.mesh.gather(None)
+            peaks.append((stage, resident("VmHWM") - before))
+            trainer.mesh.gather(None)
             Path("/proc/self/clear_refs").write_text("5")  # forget the highest
 
-        shard_network(net, mesh)
-        net.to_empty(device="cpu")
-        initialise(net, net.init_weights)
+        Path("/proc/self/clear_refs").write_text("5")
+        trainer.build()
         report("build")
-        weights = {f"net.{name}": parameter.detach() for name, parameter in net.named_parameters()}
-        ema = PowerEMA(weights).state_dict()
-        report("ema")
-        save_run_state(folder, 1, weights=weights, ema=ema, optimizer={}, numbers={}, scheduler={}, mesh=mesh)
+        if parts:
+            for parameter in trainer.model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            trainer.optimizer.step()
+            trainer.optimizer.zero_grad(set_to_none=True)
+            report("step")
+        trainer.progress.iteration = 1
+        trainer.saver.save(last=True)
+        trainer.saver.settle()
         report("save")
-        export_checkpoint(folder, 1, weights, ema, mesh)
-        report("export")
-        with SavedState(folder, 1, mesh) as saved:
-            saved.copy_into("weights", weights, root)
+        trainer.optimizer.state.clear()  # as in a process that starts
+        trainer.saver.resume()
+        trainer.saver.settle()
         report("resume")
-        with TensorFile(folder.exports(1)["both"]) as file:
-            load_state(net, file)
+        with TensorFile(trainer.folder.exports(1)["both"]) as file:
+            load_state(trainer.model.net, file)
         report("load")
+        sizes = [parameter.numel() * 4 for parameter in trainer.model.parameters()]
+        unit = sum(sizes) / ranks.world_size
+        for stage, peak in peaks:
+            print(stage, peak / unit)
         print("tensor", max(sizes) / unit)
+        print("unit", unit)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -16,6 +16,8 @@ import torch
 
 from cosmos_predict.checkpoint.run_folder import RunFolder
 from cosmos_predict.checkpoint.run_state import SavedState
+from cosmos_predict.errors import ConfigError
+from cosmos_predict.parallel.mesh import mesh_sizes
 from tests.parallel.ranks import REPOSITORY, check, run_ranks
 
 BASE = ["experiment=tiny_video2world", "data=synthetic", "debug=true", "trainer.logging_iter=1"]
@@ -23,24 +25,32 @@ BASE += ["model.config.pipe_config.net.num_blocks=3"]
 CONTEXT = "model_parallel.context_parallel_size"
 SHARD = "model.config.fsdp_shard_size"
 FOUR = ["trainer.global_batch_size=4"]
-STEPS = 6
+STEPS = 10
 
 
 # Four latent frames, of which the first is given.
 FRAMES = ["dataloader_train.dataset.num_frames=13"]
+PIPE = "model.config.pipe_config"
 
 
 def folder_of(root: Path) -> RunFolder:
     return RunFolder(root / "cosmos_predict" / "tiny" / "tiny_video2world_debug")
 
 
-def train(root: Path, ranks: int, *overrides: str, steps: int = STEPS) -> RunFolder:
-    """Run the training command on `ranks` processes."""
+def train(root: Path, ranks: int, *overrides: str, steps: int = STEPS, torchrun: bool = False) -> RunFolder:
+    """Run the training command on `ranks` processes, started by torchrun itself or as torchrun does."""
     command = ["--", *BASE, f"trainer.max_iter={steps}", *overrides]
     old = os.environ.get("OUTPUT_ROOT")
     os.environ["OUTPUT_ROOT"] = str(root)
     try:
-        if ranks > 1:
+        if torchrun:
+            process = launch(root, *command[len(BASE) + 1 :], ranks=ranks)
+            try:
+                output = process.communicate(timeout=400)[0]
+            finally:
+                process.kill()
+            assert process.returncode == 0, output
+        elif ranks > 1:
             check(run_ranks("train", *command, ranks=ranks, timeout=400))
         else:
             done = subprocess.run(
@@ -112,12 +122,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     ],
 )
 def test_two_ranks_compute_what_one_does(tmp_path: Path, alone: RunFolder, overrides: list[str]) -> None:
-    assert_same_run(train(tmp_path, 2, *FOUR, *overrides), alone)
+    assert_same_run(train(tmp_path, 2, *FOUR, *overrides, torchrun=True), alone)
 
 
 @pytest.mark.slow
 def test_four_ranks_as_two_replicas_of_two_shards(tmp_path: Path, alone: RunFolder) -> None:
-    folder = train(tmp_path, 4, *FOUR, f"{SHARD}=2")
+    folder = train(tmp_path, 4, *FOUR, f"{SHARD}=2", torchrun=True)
     assert_same_run(folder, alone)
     names = {path.name for path in folder.part("trainer", STEPS).glob("weights*")}
     assert names == {"weights_00000-of-00002.safetensors", "weights_00001-of-00002.safetensors"}
@@ -143,9 +153,19 @@ def alone_longer(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 def test_context_parallel_computes_what_one_rank_does(
     tmp_path: Path, alone_longer: RunFolder, ranks: int, overrides: list[str]
 ) -> None:
-    folder = train(tmp_path, ranks, *FRAMES, f"{CONTEXT}=2", "trainer.global_batch_size=2", *overrides)
+    folder = train(tmp_path, ranks, *FRAMES, f"{CONTEXT}=2", "trainer.global_batch_size=2", *overrides, torchrun=True)
     assert folder.read_index(STEPS)["data_parallel"] == ranks // 2
     assert_same_run(folder, alone_longer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [0, 2])
+def test_context_parallel_with_none_and_with_several_given_frames(tmp_path: Path, most: int) -> None:
+    """Up to two of four latent frames, so that the second rank has none of them, and each of a micro-batch its own."""
+    frames = [*FRAMES, f"{PIPE}.min_num_conditional_frames=0", f"{PIPE}.max_num_conditional_frames={most}"]
+    frames += ["dataloader_train.batch_size=2", "trainer.global_batch_size=2"]
+    one = train(tmp_path / "one", 1, *frames)
+    assert_same_run(train(tmp_path / "two", 2, *frames, f"{CONTEXT}=2", f"{SHARD}=2"), one)
 
 
 @pytest.mark.slow
@@ -156,9 +176,13 @@ def test_compiled_blocks_on_two_ranks(tmp_path: Path, alone_longer: RunFolder) -
 
 
 @pytest.mark.slow
-def test_frames_that_do_not_divide_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"context_parallel_size=2 must divide the 3 latent frames"):
+def test_frames_and_heads_that_do_not_divide_are_refused(tmp_path: Path) -> None:
+    fit = r"the 3 latent frames \(of each view\) and the 8 attention heads; sizes that fit: 1\n"
+    with pytest.raises(RuntimeError, match=rf"status 2:(.|\n)*context_parallel_size=2 must divide {fit}"):
         train(tmp_path, 2, "dataloader_train.dataset.num_frames=9", f"{CONTEXT}=2", steps=1)
+    fit = r"the 4 latent frames \(of each view\) and the 1 attention heads; sizes that fit: 1\n"
+    with pytest.raises(RuntimeError, match=rf"status 2:(.|\n)*context_parallel_size=2 must divide {fit}"):
+        train(tmp_path, 2, *FRAMES, f"{PIPE}.net.num_heads=1", f"{CONTEXT}=2", steps=1)
 
 
 @pytest.mark.slow
@@ -201,6 +225,18 @@ def test_refused_sizes_name_what_fits(tmp_path: Path) -> None:
         train(tmp_path, 3, f"{SHARD}=2", steps=2)
 
 
+def test_meshes_that_do_not_fit_name_what_does() -> None:
+    with pytest.raises(ConfigError, match=r"context_parallel_size=3 does not divide the 8 .*divisor \(1, 2, 4, 8\)"):
+        mesh_sizes(8, context=3)
+    with pytest.raises(ConfigError, match=r"fsdp_shard_size=6 does not divide the 8 .*fit: 1, 2, 4, 8"):
+        mesh_sizes(8, shard=6)
+    with pytest.raises(ConfigError, match=r"fsdp_shard_size=-2: expected -1 \(all ranks\), 0 \(off\) or a number"):
+        mesh_sizes(8, shard=-2)
+    assert (
+        mesh_sizes(8, shard=32).shard == 8 and mesh_sizes(8, shard=-1).shard == 8 and mesh_sizes(8, shard=0).shard == 1
+    )
+
+
 @pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_and_saves(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
@@ -216,10 +252,11 @@ def test_a_signal_to_one_rank_stops_all_and_saves(tmp_path: Path) -> None:
     assert newest is not None and f"SIGUSR1: saved iteration {newest}" in output
 
 
-def launch(root: Path, *overrides: str) -> subprocess.Popen[str]:
-    """Start the training command with torchrun on two ranks, in a process group of its own."""
+def launch(root: Path, *overrides: str, ranks: int = 2) -> subprocess.Popen[str]:
+    """Start the training command with torchrun, in a process group of its own."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "train", "--", *BASE, *overrides],
+        [*torchrun, "-m", "train", "--", *BASE, *overrides],
         cwd=REPOSITORY,
         env={**os.environ, "OUTPUT_ROOT": str(root), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,15 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from cosmos_predict.checkpoint.export import export_checkpoint
-from cosmos_predict.checkpoint.run_folder import RunFolder
-from cosmos_predict.cli.video2world import build_parser, generate_clip
+from cosmos_predict.cli.generate import generate as generate_clip
+from cosmos_predict.cli.generation import build_parser
 from cosmos_predict.config.compose import compose
 from cosmos_predict.data import video_reader
 from cosmos_predict.errors import CheckpointError, ConfigError, DataError
 from cosmos_predict.models.sampling import SamplerSettings
 from cosmos_predict.pipelines.load import load_world_model
-from cosmos_predict.pipelines.video2world import Clip, generate, read_condition, to_frames
+from cosmos_predict.pipelines.video2world import Clip, check_input, generate, read_condition, to_frames
 from cosmos_predict.training.trainer import Trainer
 
 QUICK = SamplerSettings(num_steps=2, guidance=0.0)
@@ -50,11 +50,11 @@ def test_the_whole_command(run_folder: Path, clip_path: Path, tmp_path: Path) ->
     save_path = tmp_path / "deep" / "clip.mp4"
     command = ["--dit_path", str(run_folder), "--load_ema", "--input_path", str(clip_path), "--prompt", "a red block"]
     command += ["--save_path", str(save_path), "--num_steps", "2", "--device", "cpu"]
-    generate_clip(build_parser().parse_args(command))
+    generate_clip(build_parser("video2world").parse_args(command))
     info = video_reader.probe(save_path)
     assert (info.frames, info.height, info.width, info.fps) == (9, 48, 64, 16)
     sidecar = json.loads(save_path.with_suffix(".json").read_text())
-    assert sidecar["checkpoint"].endswith("iter_000000001.pt") and sidecar["prompt"] == "a red block"
+    assert sidecar["arguments"]["dit_path"].endswith("iter_000000001.pt")
 
 
 def test_clip_starts_with_the_given_frame(run_folder: Path, clip_path: Path) -> None:
@@ -117,6 +117,13 @@ def test_inputs_that_do_not_fit(clip_path: Path, tmp_path: Path) -> None:
         read_condition(tmp_path / "clear.PNG", (48, 64), 5)
 
 
+def test_inputs_that_cannot_be_read(tmp_path: Path) -> None:
+    for name, message in (("a.png", "a.png: not a readable image"), ("b.mp4", "b.mp4: not a readable video")):
+        (tmp_path / name).write_bytes(b"something else")
+        with pytest.raises(DataError, match=message):
+            check_input(tmp_path / name, 1)
+
+
 def test_missing_checkpoints_say_what_to_give(tmp_path: Path, run_folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match="give a .pt or .safetensors file, or a run folder"):
         load_world_model(tmp_path / "nothing.pt")
@@ -128,14 +135,73 @@ def test_missing_checkpoints_say_what_to_give(tmp_path: Path, run_folder: Path) 
 
 
 def test_ema_weights_are_the_ones_asked_for(run_folder: Path, tmp_path: Path) -> None:
-    loaded = load_world_model(run_folder)
-    weights = {f"net.{name}": value for name, value in loaded.model.net.state_dict().items()}
-    ema = {name: value + 1 for name, value in weights.items()}
-    copy = RunFolder(tmp_path / "copy")
-    export_checkpoint(copy, 1, weights, ema)
-    (copy.root / "config.yaml").write_text((run_folder / "config.yaml").read_text())
     name = "t_embedding_norm.weight"
+    weights = load_world_model(run_folder).model.net.state_dict()
+    file = tmp_path / "both.pt"
+    torch.save(
+        {f"{part}.{key}": value + (part == "net_ema") for part in ("net", "net_ema") for key, value in weights.items()},
+        file,
+    )
     regular, average = (
-        load_world_model(copy.exports(1)["both"], load_ema=flag).model.net.get_parameter(name) for flag in (False, True)
+        load_world_model(file, load_ema=flag, config=run_folder / "config.yaml").model.net.get_parameter(name)
+        for flag in (False, True)
     )
     torch.testing.assert_close(average, regular + 1)
+
+
+# ---- long clips, text alone, and what is computed ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("given", "chunks", "frames"), [(1, 3, 9 + 2 * 8), (5, 3, 9 + 2 * 4), (5, 1, 9)])
+def test_long_video_has_the_published_number_of_frames(
+    run_folder: Path, clip_path: Path, given: int, chunks: int, frames: int
+) -> None:
+    assert Clip("", 93, (704, 1280), num_conditional_frames=given, num_chunks=6).total_frames == 93 + 5 * (93 - given)
+    model = load_world_model(run_folder).model
+    clip = Clip(clip_path, 9, (48, 64), num_conditional_frames=given, num_chunks=chunks, seed=3)
+    text = torch.zeros(1, 512, 1024)
+    whole = generate(model, clip, text, settings=QUICK)
+    assert len(whole) == frames == clip.total_frames
+    if chunks == 1:
+        return
+    first = generate(model, dataclasses.replace(clip, num_chunks=1), text, settings=QUICK)
+    assert np.array_equal(whole[:9], first)
+    # The next chunk has the next seed and continues the last frames (here through uint8, there unrounded).
+    next_clip = dataclasses.replace(clip, input_path=first, num_chunks=1, seed=4)
+    second = generate(model, next_clip, text, settings=QUICK)[given:]
+    assert np.abs(second.astype(int) - whole[9 : 9 + len(second)]).mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes"),
+    [
+        ({"guidance": 0.0}, [1, 1, 1]),
+        ({"guidance": 3.0, "cfg_batch": "on"}, [2, 2, 2]),
+        ({"guidance": 3.0, "cfg_batch": "off"}, [1] * 6),
+        ({"guidance": 3.0}, [2, 2, 2]),
+    ],
+)
+def test_network_calls(run_folder: Path, clip_path: Path, changes: dict, sizes: list[int]) -> None:
+    """2ab with 2 steps evaluates 3 times; guidance 0 runs one branch; only the given frames are encoded."""
+    model, calls, encoded = load_world_model(run_folder).model, [], []
+    model.net.register_forward_hook(lambda _m, inputs, _o: calls.append(len(inputs[0])))
+    encode = model.tokenizer.encode
+    model.tokenizer.encode = lambda video: (encoded.append(video.shape[2]), encode(video))[1]
+    clip = Clip(clip_path, 9, (48, 64), num_conditional_frames=5)
+    generate(model, clip, torch.ones(1, 512, 1024), settings=dataclasses.replace(QUICK, **changes))
+    assert calls == sizes and encoded == [5]
+
+
+def test_from_text_alone(run_folder: Path) -> None:
+    model, text = load_world_model(run_folder).model, torch.zeros(1, 512, 1024)
+    assert generate(model, Clip(None, 9, (48, 64)), text, settings=QUICK).shape == (9, 48, 64, 3)
+    assert generate(model, Clip(None, 1, (48, 64)), text, settings=QUICK).shape == (1, 48, 64, 3)
+    with pytest.raises(ConfigError, match="only a clip that is continued has several"):
+        generate(model, Clip(None, 9, (48, 64), num_chunks=2), text, settings=QUICK)
+
+
+def test_frames_in_memory_are_a_condition(run_folder: Path, clip_path: Path) -> None:
+    model, text = load_world_model(run_folder).model, torch.zeros(1, 512, 1024)
+    frames = video_reader.read_frames(clip_path, range(12))
+    a, b = (generate(model, Clip(source, 9, (48, 64)), text, settings=QUICK) for source in (clip_path, frames))
+    assert np.array_equal(a, b)

@@ -12,7 +12,7 @@ import torch
 
 from cosmos_predict.errors import CheckpointError, ConfigError, MissingDependencyError
 from cosmos_predict.text_encoders.build import build_text_encoder
-from cosmos_predict.text_encoders.t5 import T5TextEncoder, find_t5, t5_11b_on_meta
+from cosmos_predict.text_encoders.t5 import T5TextEncoder, find_t5
 from cosmos_predict.text_encoders.tiny import TinyTextEncoder
 
 transformers = pytest.importorskip("transformers")
@@ -48,7 +48,19 @@ def encoder(folder: Path) -> T5TextEncoder:
 
 def test_t5_11b_matches_its_manifest() -> None:
     manifest = {name: tuple(shape) for name, shape in json.loads(MANIFEST.read_text()).items()}
-    model = t5_11b_on_meta()
+    config = transformers.T5Config(
+        vocab_size=32128,
+        d_model=1024,
+        d_kv=128,
+        d_ff=65536,
+        num_layers=24,
+        num_heads=128,
+        relative_attention_num_buckets=32,
+        layer_norm_epsilon=1e-6,
+        feed_forward_proj="relu",
+    )
+    with torch.device("meta"):
+        model = transformers.T5EncoderModel(config)
     assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == manifest
     assert len(manifest) == 196
     assert all(parameter.is_meta for parameter in model.parameters())

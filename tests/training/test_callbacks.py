@@ -69,6 +69,22 @@ def test_rates_do_not_count_what_comes_between_updates(resumed: Trainer) -> None
     assert all(line["samples_per_s"] > 0 and 0 <= line["wait_share"] <= 1 for line in lines)
 
 
+def test_rates_count_every_micro_batch_with_its_own_shape(resumed: Trainer) -> None:
+    """Videos of two latent frames and an image, of other sizes than the last."""
+    from cosmos_predict.networks.flops import training_flops
+    from cosmos_predict.training.callbacks import LossRecord, ProgressLine, StepReport
+
+    loss, line = torch.tensor(1.0), ProgressLine()
+    shapes = [(2, 16, 2, 6, 8), (3, 16, 1, 4, 4)]  # 24 and 4 tokens a sample
+    line.reports = [StepReport(1, [LossRecord(loss, loss, shape) for shape in shapes], 1.0, 1e-3, False, 5, 0.1, 2.0)]
+    line.started = 0.0
+    values = line._measure(resumed)
+    assert values["tokens_per_s"] == (2 * 24 + 3 * 4) / 2.0 and values["samples_per_s"] == 2.5
+    net = resumed.model.net.config
+    flops = 2 * training_flops(net, 24, frames=2, views=1) + 3 * training_flops(net, 4, frames=1, views=1)
+    assert values["tflops"] == pytest.approx(flops / 2.0 / 1e12)
+
+
 def test_wandb_without_key_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     root = run(tmp_path, "trainer.max_iter=1").folder.root

@@ -376,14 +376,17 @@ def test_two_ranks_compute_what_one_does(tmp_path: Path) -> None:
 
 
 def test_choices_keep_the_recipe() -> None:
+    recipe = compose(BASE, report=[]).optimizer
+    assert recipe is not None
     config = compose([*BASE, "optimizer=adamw8bit", "trainer.seed=7"], report=[])
     optimizer = instantiate(config.optimizer, model=network(torch.float32))
     assert isinstance(optimizer, LowMemoryAdamW) and (optimizer.moments, optimizer.seed) == ("8bit", 7)
     group = optimizer.param_groups[0]
-    assert (group["lr"], group["weight_decay"], group["betas"]) == (1e-3, 0.01, (0.9, 0.99))
+    assert (group["lr"], group["weight_decay"], group["betas"]) == (recipe.lr, recipe.weight_decay, tuple(recipe.betas))
     config = compose([*BASE, "optimizer=adamw_bf16", "optimizer.moments=bf16"], report=[])
     optimizer = instantiate(config.optimizer, model=network(torch.bfloat16))
-    assert (optimizer.moments, optimizer.param_groups[0]["lr"]) == ("bf16", 1e-3)
+    assert (optimizer.moments, optimizer.param_groups[0]["lr"]) == ("bf16", recipe.lr)
+    assert config.model is not None and config.model.dtype == "bfloat16"
     assert type(
         instantiate(compose([*BASE, "optimizer=adamw"], report=[]).optimizer, model=network(torch.float32))
     ) is (torch.optim.AdamW)

@@ -1,0 +1,226 @@
+"""From the options of a generation command to files: checkpoints opened, prompts encoded, clips made and written."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from loguru import logger
+from PIL import Image
+from tqdm import tqdm
+
+from cosmos_predict.checkpoint.lora_runs import file_hash
+from cosmos_predict.cli.generation import SWITCHES
+from cosmos_predict.cli.program import configure_logging
+from cosmos_predict.data.transforms import RESOLUTION_BUCKETS
+from cosmos_predict.data.video_reader import write_video
+from cosmos_predict.errors import ConfigError, DataError
+from cosmos_predict.io.atomic import atomic_path
+from cosmos_predict.models.sampling import SamplerSettings
+from cosmos_predict.parallel.activation import compile_blocks
+from cosmos_predict.parallel.context_parallel import apply_context_parallel, check_context_parallel
+from cosmos_predict.pipelines import requests, video2world
+from cosmos_predict.pipelines.load import Checkpoint, read_checkpoint
+from cosmos_predict.pipelines.processes import Processes, join_processes
+from cosmos_predict.pipelines.prompts import NEGATIVE_PROMPT, encode_prompts, read_prompt
+from cosmos_predict.pipelines.video2world import Clip
+
+# Options of one start of the program, not of what it makes.
+PASSING = ("command", "verbose", "from_sidecar", "batch_input_json", "benchmark")
+
+
+def use_sidecar(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Make the options of the sidecar the defaults of `parser`. Raises DataError for that of another command."""
+    content = requests.read_sidecar(args.from_sidecar)
+    if content["command"] != args.command:
+        raise DataError(f"{args.from_sidecar} was written by inference/{content['command']}.py: give it to that")
+    parser.set_defaults(**content["arguments"])
+
+
+def generate(args: argparse.Namespace) -> int:
+    """Make what `args` ask for, with one checkpoint after the other; return the exit status."""
+    for name in ("natten", "use_fast_tokenizer"):
+        if getattr(args, name):
+            raise ConfigError(f"--{name}: {SWITCHES[name]}; leave it out")
+    processes = join_processes(args.num_gpus, args.cfg_parallel, shlex.join(sys.argv), args.device)
+    if not processes.is_main:
+        configure_logging(args.verbose, level="WARNING")
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and processes.ranks.world_size > 1:
+        device = torch.device("cuda", torch.cuda.current_device())
+    args.device, args.num_gpus = device.type if device.index is None else str(device), processes.ranks.world_size
+    args.dtype = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    home, dtype = torch.device("cpu") if args.offload else device, getattr(torch, args.dtype)
+
+    jobs = read_jobs(args)
+    checkpoints = open_checkpoints(args)
+    for found in checkpoints.values():
+        found.prepare(home, dtype)
+    hashes = processes.share({flag: found.hash() for flag, found in checkpoints.items() if processes.is_main})
+    work: list[tuple[argparse.Namespace, list[Clip], dict[str, Any]]] = []
+    for job in jobs:
+        clips = clips_of(job, list(checkpoints.values()), processes)
+        content = sidecar_of(job, clips[-1], checkpoints, hashes)
+        if args.from_sidecar:
+            requests.check_same_files(args.from_sidecar, content)
+        if args.batch_input_json and processes.share(requests.is_done(job.save_path, content)):
+            logger.info("{}: already there with these settings", job.save_path)
+        else:
+            work.append((job, clips, content))
+
+    prompts = {prompt for job, _, _ in work for prompt in (job.prompt, job.negative_prompt) if prompt is not None}
+    options = {"device": device, "dtype": "bfloat16" if args.downcast_text_encoder else None}
+    for stage in range(len(checkpoints)) if work else ():
+        found = checkpoints.pop(next(iter(checkpoints)))
+        net = found.model.net.config
+        texts = encode_prompts(prompts, net, encoder_of(args, found), **options) if processes.is_main else {}
+        texts = processes.share(texts)
+        found.load(home, dtype)
+        apply_context_parallel(found.model.net, processes.context)
+        if args.compile:
+            compile_blocks(found.model.net)
+        steps = len(found.settings.sigmas()) - 1
+        for job, clips, content in work:
+            clip, seconds = clips[stage], []
+            pair = texts[job.prompt], texts.get(job.negative_prompt)
+            for _ in range(4 if args.benchmark else 1):
+                begin = time.perf_counter()
+                bar = tqdm(total=steps * clip.num_chunks, unit="step", disable=not processes.is_main)
+                more = {"on_step": lambda *_, bar=bar: bar.update(), "spread": processes.spread, "device": device}
+                frames = video2world.generate(found.model, clip, *pair, found.settings, **more)
+                bar.close()
+                seconds.append(time.perf_counter() - begin)
+            if args.benchmark:
+                logger.info("{}: {:.2f} s, mean of the last 3 of 4", job.save_path, sum(seconds[1:]) / 3)
+            if checkpoints:
+                clips[-1].input_path = frames
+            elif processes.is_main:
+                write(job, frames, clip.fps, content)
+    return 0
+
+
+def open_checkpoints(args: argparse.Namespace) -> dict[str, Checkpoint]:
+    """Return the checkpoints that `args` ask for, in the order of their work, by option. What describes one checkpoint
+    (adapters, config, tokenizer, guidance) is for the last.
+    """
+    folder = f"checkpoints/nvidia/Cosmos-Predict2-{args.model_size}"
+    image = f"{folder}-Text2Image/model{'_distilled' if args.distill_steps else ''}.pt"
+    video = f"{folder}-Video2World/model-{args.resolution or 720}p-{args.fps or 16:g}fps.pt"
+    places = {"dit_path": image if args.command == "text2image" else video}
+    if args.command == "text2world" and not args.dit_path:
+        places = {"dit_path_text2image": image, "dit_path_video2world": video}
+    found: dict[str, Checkpoint] = {}
+    for flag, place in places.items():
+        path, last = vars(args)[flag] or place, flag == list(places)[-1]
+        if not vars(args)[flag] and not Path(place).exists():
+            advice = "the base of the adapters" if args.lora_path else "or scripts/download_checkpoints.py"
+            raise FileNotFoundError(f"no published checkpoint at {place}: give --{flag} PATH, {advice}")
+        own = {"config": args.config, "tokenizer_path": args.tokenizer_path, "lora_paths": args.lora_path}
+        checkpoint = read_checkpoint(path, load_ema=args.load_ema, **(own if last else {}))
+        pipe = checkpoint.config.pipe_config
+        changes: dict[str, Any] = {"num_steps": args.num_steps, "cfg_batch": args.cfg_batch}
+        changes["guidance"] = args.guidance if last else pipe.sampler.get("guidance", 4.0)
+        if args.distill_steps and (args.command == "text2image" or not last):
+            changes |= {"solver": "distilled", "num_steps": args.distill_steps, "guidance": 0.0}
+        checkpoint.settings = SamplerSettings.for_pipe(pipe, **changes)
+        found[flag] = checkpoint
+    return found
+
+
+def read_jobs(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """Return a copy of `args` for every file to make, with its own prompts, output, seed and input, which is checked."""
+    suffixes = (".jpg", ".png", ".jpeg") if args.command == "text2image" else (".mp4",)
+    items: list[dict[str, Any]] = [{}]
+    if args.batch_input_json:
+        required = ["prompt"] + ["input_path"] * (args.command == "video2world")
+        items = requests.read_batch(args.batch_input_json, required, suffixes[0])
+    elif not args.prompt and args.command != "video2world":
+        raise ConfigError("--prompt is empty: say what to make")
+    jobs = [argparse.Namespace(**{**vars(args), **item}) for item in items]
+    for job in jobs:
+        job.save_path = requests.output_path(job.save_path, suffixes)
+        if args.command == "video2world":
+            video2world.check_input(job.input_path, job.num_conditional_frames)
+    return jobs
+
+
+def clips_of(job: argparse.Namespace, checkpoints: list[Checkpoint], processes: Processes) -> list[Clip]:
+    """Settle what `job` leaves open (prompts, frames, size, fps), and return the clip of every checkpoint, checked."""
+    made_for, video = checkpoints[-1].clip, job.command == "video2world"
+    if job.negative_prompt is None:
+        known = job.command != "text2image" and encoder_of(job, checkpoints[-1]) not in ("tiny", "reason1")
+        job.negative_prompt = NEGATIVE_PROMPT if known else ""
+    job.prompt, job.negative_prompt = read_prompt(job.prompt), read_prompt(job.negative_prompt) or None
+    job.size = job.size or size_of(made_for.video_size, job.aspect_ratio, job.resolution)
+    job.num_frames = 1 if job.command == "text2image" else job.num_frames or made_for.num_frames
+    job.fps = job.fps or made_for.fps
+    given = job.input_path if video else "the image" if len(checkpoints) > 1 else None
+    shape = (job.num_frames, (job.size[0], job.size[1]), job.fps)
+    clips = [Clip(given, *shape, job.num_conditional_frames, job.seed, job.num_chunks)]
+    if len(checkpoints) > 1:
+        size = size_of(checkpoints[0].clip.video_size, job.aspect_ratio, None)
+        clips.insert(0, Clip(None, 1, size, seed=job.seed))
+    for checkpoint, clip in zip(checkpoints, clips, strict=True):
+        frames = video2world.latent_shape(checkpoint.model, clip)[2]
+        if processes.context is not None and frames > 1:
+            check_context_parallel(processes.context.size(), frames, checkpoint.model.net.config.num_heads)
+    return clips
+
+
+def size_of(made_for: tuple[int, int], ratio: str | None, resolution: str | None) -> tuple[int, int]:
+    """Return (height, width) of a size class and an aspect ratio, where not given those of the checkpoint's size."""
+    if not ratio and not resolution:
+        return made_for
+    names = [name for name, sizes in RESOLUTION_BUCKETS.items() if made_for[::-1] in sizes.values()]
+    if not resolution and not names:
+        size = f"{made_for[0]} x {made_for[1]}"
+        raise ConfigError(f"--aspect_ratio {ratio}: the checkpoint's {size} is no published size; give --size instead")
+    width, height = RESOLUTION_BUCKETS[resolution or names[0]][ratio or "16:9"]
+    return height, width
+
+
+def encoder_of(args: argparse.Namespace, found: Checkpoint) -> str:
+    """Return the text encoder for a checkpoint; the published T5 from where its download lies, if it is there."""
+    name, local = args.text_encoder or found.config.pipe_config.text_encoder, "checkpoints/google-t5/t5-11b"
+    return local if name == "t5" and Path(local).is_dir() else name
+
+
+def sidecar_of(
+    job: argparse.Namespace, clip: Clip, checkpoints: dict[str, Checkpoint], hashes: dict[str, str]
+) -> dict[str, Any]:
+    """Return what is kept beside an output: every option, resolved, the hashes of its files, and where it was made."""
+    final = list(checkpoints.values())[-1]
+    arguments = {key: value for key, value in vars(job).items() if key not in PASSING}
+    arguments |= {flag: str(found.path) for flag, found in checkpoints.items()}
+    arguments |= {name: str(arguments[name] or "") for name in ("prompt", "negative_prompt", "save_path")}
+    arguments["tokenizer_path"] = final.config.pipe_config.tokenizer.path or job.tokenizer_path
+    arguments |= {"size": list(job.size), "lora_path": [str(path) for path in final.loras]}
+    if job.command == "video2world":
+        hashes = {**hashes, "input_path": file_hash(job.input_path)}
+    name = f"cpu, {torch.get_num_threads()} thread(s)" if job.device == "cpu" else torch.cuda.get_device_name()
+    return {
+        "command": job.command,
+        "hashes": hashes,
+        "num_frames": clip.total_frames,
+        "sampler": dataclasses.asdict(final.settings),
+        "environment": {"torch": torch.__version__, "device": name, "processes": job.num_gpus},
+        "arguments": arguments,
+    }
+
+
+def write(job: argparse.Namespace, frames: np.ndarray, fps: float, content: dict[str, Any]) -> None:
+    """Write an output, then the settings beside it."""
+    if job.command == "text2image":
+        with atomic_path(job.save_path) as temporary:
+            Image.fromarray(frames[0]).save(temporary, quality=95)
+    else:
+        write_video(job.save_path, frames, fps)
+    requests.write_sidecar(job.save_path, content)
+    logger.info("{}: {} frame(s) of {} x {}", job.save_path, *frames.shape[:3])

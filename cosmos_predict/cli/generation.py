@@ -1,0 +1,111 @@
+"""The options of `inference/video2world.py`, `text2world.py` and `text2image.py`. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from cosmos_predict.cli.program import configure_logging, positive_int, status_of
+
+COMMANDS = {
+    "video2world": "Continue an image or a video clip.",
+    "text2world": "Make a video from text: a first frame and its continuation, or both by one model (--dit_path).",
+    "text2image": "Make an image from text.",
+}
+EPILOG = """example:
+  python inference/{}.py --dit_path checkpoints/PROJECT/GROUP/NAME --prompt "A robot arm sorts apples."
+Guidance g means x0 = cond + g (cond - uncond): g = 7 is 8 in the other usual convention, g = 0 is none and costs half.
+docs/inference.md says more.
+"""
+SWITCHES = {
+    "load_ema": "use the EMA weights (with --lora_path: of the adapters)",
+    "use_fast_tokenizer": "the published 0.6B's other tokenizer, which is not built here: refused",
+    "natten": "sparse attention, which is not built here: refused",
+    "cfg_parallel": "half of the processes compute each branch of guidance",
+    "compile": "compile the network's blocks (pays from the second clip on)",
+    "use_cuda_graphs": "no effect here: see --compile",
+    "offload": "network and tokenizer take turns on the GPU",
+    "offload_text_encoder": "always so: it is gone before the network is loaded",
+    "downcast_text_encoder": "text encoder in bfloat16",
+    "benchmark": "make each clip 4 times, report the mean time of the last 3",
+    "disable_guardrail": "no effect: there are no guardrails here, neither prompts nor clips are checked",
+    "offload_guardrail": "no effect, as above",
+    "disable_prompt_refiner": "no effect: there is no prompt refiner here, prompts are used as they are",
+    "offload_prompt_refiner": "no effect, as above",
+    "verbose": "log more, and show the traceback when something fails",
+}
+
+
+def build_parser(command: str) -> argparse.ArgumentParser:
+    """Return the parser of a command of `COMMANDS`, with the published flags and defaults."""
+    raw = argparse.RawDescriptionHelpFormatter
+    texts = COMMANDS[command], EPILOG.format(command)
+    parser = argparse.ArgumentParser(f"inference/{command}.py", None, *texts, formatter_class=raw)
+    image, video = command == "text2image", command == "video2world"
+
+    def add(flag: str, text: str, default: Any = None, when: bool = True, **options: Any) -> None:
+        if when:
+            shown = "" if default in (None, "", []) else " (default: %(default)s)"
+            parser.add_argument(flag, help=text + shown, default=default, **options)
+        else:
+            parser.set_defaults(**{flag.removeprefix("--"): default})
+
+    whole = positive_int
+    add("--model_size", "of the published checkpoint", "2B", choices=["0.6B"] * image + ["2B", "14B"])
+    add("--dit_path", "run folder, exported .pt, .safetensors, or published file (default: as published)", "")
+    add("--dit_path_text2image", "without --dit_path: what makes the first frame", "", command == "text2world")
+    add("--dit_path_video2world", "without --dit_path: what continues it", "", command == "text2world")
+    add("--lora_path", "adapter folders or files, or LoRA run folders", [], nargs="+", metavar="PATH")
+    add("--config", "config.yaml of the checkpoint's run, for a file that was moved out of it", "")
+    add("--tokenizer_path", "weights of the video tokenizer, or 'dct' (default: the checkpoint's)", "")
+    add("--text_encoder", "t5, tiny, or a folder (default: the checkpoint's)", "")
+    add("--distill_steps", "of a distilled image model", 0, not video, type=int, choices=range(5))
+    add("--prompt", "text, a .txt file, or a file of a precomputed embedding", "")
+    negative = "''" if image else "a description of poor video, with T5"
+    add("--negative_prompt", f"what guidance moves away from, as --prompt; '' is no text (default: {negative})")
+    add("--input_path", "image, or video to be continued", "assets/video2world/input0.jpg", video)
+    add("--num_conditional_frames", "given frames: 1, or 5 of a video", 1, video, type=whole)
+    add("--num_chunks", "chunks of a long video, each continues the last", 1, video, type=whole)
+    add("--batch_input_json", "list of objects with prompt, input_video, output_video or output_image, seed")
+    output = "output/generated_image.jpg" if image else "output/generated_video.mp4"
+    add("--save_path", "file to write; every setting goes beside it as .json", output)
+    add("--from_sidecar", "take every option from the .json beside a clip; those given here win", metavar="JSON")
+    add("--num_frames", "of a chunk, given ones included (default: the checkpoint's)", None, not image, type=whole)
+    add("--fps", "frames per second (default: the checkpoint's; published: 16)", None, not image, type=float)
+    sizes = ("480", "512", "720", "1024")
+    add("--resolution", "size class (default: the checkpoint's; published: 720)", None, not image, choices=sizes)
+    ratios = ("1:1", "4:3", "3:4", "16:9", "9:16")
+    add("--aspect_ratio", "width to height (default: the checkpoint's; published: 16:9)", choices=ratios)
+    add("--size", "pixels, in place of these two", type=whole, nargs=2, metavar=("HEIGHT", "WIDTH"))
+    add("--seed", "of the noise", 0, type=int)
+    add("--guidance", "0 is none", 4.0 if image else 7.0, type=float)
+    add("--num_steps", "solver steps", 35, type=whole)
+    add("--num_gpus", "processes that torchrun starts: each computes a part of the frames", type=whole)
+    add("--cfg_batch", "branches of guidance in one batch (auto: short clips)", "auto", choices=("auto", "on", "off"))
+    add("--device", "cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    kinds = ("float32", "bfloat16")
+    add("--dtype", "of the network (default: bfloat16 on a GPU, float32 on a CPU)", choices=kinds)
+    for name, text in SWITCHES.items():
+        parser.add_argument(f"--{name}", *["-v"] * (name == "verbose"), action="store_true", help=text)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def main(command: str, argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command of `COMMANDS`, and end the program, on every process alike."""
+    parser = build_parser(command)
+    args = parser.parse_args(argv)
+    configure_logging(args.verbose)
+
+    def body() -> int:
+        from cosmos_predict.cli.generate import generate, use_sidecar
+
+        if args.from_sidecar:
+            use_sidecar(parser, args)
+        return generate(parser.parse_args(argv))
+
+    status = status_of(body, args.verbose)
+    from cosmos_predict.parallel.distributed import finish_distributed
+
+    finish_distributed(status)

@@ -1,0 +1,129 @@
+"""ffmpeg and PyAV for curation: facts of a file, small frames of a whole video, clips cut out.
+
+Decoding and encoding run in ffmpeg processes (the binary that imageio brings): a file that crashes a decoder ends that
+process, not the run. Each has a session of its own, so that Ctrl-C lets the clip in hand be finished or dropped cleanly.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cosmos_predict.data.video_reader import VideoInfo, frame_times, probe
+from cosmos_predict.errors import DataError
+
+SMALL = (27, 48)  # height, width of the frames that shot detection looks at
+SEEKABLE = ("mov,", "matroska,")  # containers in which ffmpeg finds a frame by its time exactly
+
+
+@dataclass
+class Footage:
+    """A video file. facts: published names (width, height, framerate, num_frames, ...).
+
+    times: (N,) float64, seconds of each frame from the start of the container, which is what ffmpeg's `-ss` counts from.
+    """
+
+    path: Path = Path()
+    facts: dict[str, Any] = field(default_factory=dict)
+    times: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    variable_rate: bool = False
+
+    @property
+    def fps(self) -> float:
+        """Average frames per second."""
+        return self.facts["framerate"]
+
+
+def describe(path: Path) -> Footage:
+    """Read what a file holds; raises DataError for one that is unreadable, has no video, or is a picture or a text."""
+    import av
+
+    info = probe(path)
+    with av.open(str(path)) as container:
+        codec, kind = container.streams.video[0].codec_context, container.format.name
+        if info.frames < 2 or kind in ("tty", "image2") or kind.endswith("_pipe"):
+            raise DataError(f"{path}: no video but a single picture or a text ({kind}, {info.frames} frames)")
+        origin, audio = (
+            (container.start_time or 0) / av.time_base,
+            [s.codec_context.name for s in container.streams.audio],
+        )
+    facts = {**published_facts(info), "duration": info.duration, "container": kind, "video_codec": codec.name}
+    facts |= {"pixel_format": codec.pix_fmt, "audio_format": audio[0] if audio else ""}
+    try:
+        times = np.maximum(frame_times(path) - origin, 0.0)
+    except DataError:  # no times in the file: a constant rate, then
+        times = np.arange(info.frames) / info.fps
+    return Footage(path, facts, times, info.variable_frame_rate)
+
+
+def published_facts(info: VideoInfo) -> dict[str, Any]:
+    """Return size, rate and length under the names of the published records."""
+    return {"width": info.width, "height": info.height, "framerate": info.fps, "num_frames": info.frames}
+
+
+def remux(path: Path, target: Path) -> Path:
+    """Copy the packets of a video into an mp4, which has an index to seek by; return `target`."""
+    _ffmpeg(["-fflags", "+genpts", "-i", str(path), "-map", "0:v:0", "-c", "copy", "-f", "mp4", str(target)])
+    return target
+
+
+def small_frames(path: Path, chunk: int = 256) -> Iterator[np.ndarray]:
+    """Yield all frames of a video, uint8 RGB (n, 27, 48, 3), at most `chunk` at a time.
+
+    Raises DataError where ffmpeg gives up or finds no frame.
+    """
+    size, found = SMALL[0] * SMALL[1] * 3, 0
+    options = ["-i", str(path), "-map", "0:v:0", "-fps_mode", "passthrough", "-sws_flags", "bicubic"]
+    options += ["-s", f"{SMALL[1]}x{SMALL[0]}", "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1"]
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(_command(options), stdout=subprocess.PIPE, stderr=said, start_new_session=True)
+        assert process.stdout is not None
+        with process.stdout as pipe:
+            while frames := len(data := pipe.read(size * chunk)) // size:
+                found += frames
+                yield np.frombuffer(data[: frames * size], np.uint8).reshape(frames, *SMALL, 3)
+        if process.wait() or not found:
+            said.seek(0)
+            raise DataError(f"{path}: ffmpeg could not decode it ({_last_line(said.read())})")
+
+
+def cut(footage: Footage, target: Path, first: int, end: int, crf: int = 18, gop: int = 16) -> None:
+    """Write frames `first` .. `end` - 1 of a video as an H.264 mp4 of constant rate, upright, without sound.
+
+    Odd heights and widths lose a row or column, which yuv420p needs. Raises DataError where ffmpeg fails.
+    """
+    times, gap, rate = footage.times, 1 / footage.fps, Fraction(footage.fps).limit_denominator(1001)
+    # Frame number n goes to time n / rate; with a variable rate, each output frame shows what was on screen then.
+    filters, count = f"setpts=N/({rate})/TB", end - first
+    if footage.variable_rate:
+        filters, count = f"fps={rate}", max(round(float(times[end - 1] - times[first] + gap) / gap), 1)
+    options = ["-i", str(footage.path), "-map", "0:v:0", "-vf", f"{filters},crop=trunc(iw/2)*2:trunc(ih/2)*2"]
+    options += ["-frames:v", str(count), "-r", str(rate), "-fps_mode", "cfr", "-c:v", "libx264", "-crf", str(crf)]
+    options += ["-g", str(gop), "-pix_fmt", "yuv420p", "-threads", "1", "-movflags", "+faststart", "-f", "mp4"]
+    if first:  # half a frame early: everything before the first frame is dropped, whatever the rounding
+        half = min(gap, float(times[first] - times[first - 1]) or gap) / 2
+        options = ["-ss", f"{max(float(times[first]) - half, 0):.6f}", *options]
+    _ffmpeg([*options, str(target)])
+
+
+def _command(options: list[str]) -> list[str]:
+    import imageio_ffmpeg
+
+    return [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin", "-y", *options]
+
+
+def _ffmpeg(options: list[str]) -> None:
+    done = subprocess.run(_command(options), capture_output=True, start_new_session=True)
+    if done.returncode:
+        raise DataError(f"{Path(options[-1]).name}: ffmpeg failed ({_last_line(done.stderr) or done.returncode})")
+
+
+def _last_line(said: bytes) -> str:
+    return "".join(said.decode(errors="replace").strip().splitlines()[-1:])[:300]

@@ -1,0 +1,172 @@
+"""What was done: one JSON record per video, written last and whole; resume, redo and the summary follow from them.
+
+    OUT/processed_videos/<path of the video>.json     status, options, input, clips with their outcome, outputs
+    OUT/summary.json                                  counts over all records, of all shards
+    OUT/.work/shard-<I>-<N>/                          scratch of a running process, which holds its lock
+
+status: "done"; "empty" (no clip found); "failed" (or none of its clips came through); "writing" (its process ended while
+files were moved: done again).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import fcntl
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cosmos_predict.curate.stage import Video
+from cosmos_predict.errors import ConfigError, CorruptFileError
+from cosmos_predict.io.atomic import atomic_write_text
+
+DATASET = "cosmos_predict2_video2world_dataset"
+
+
+class Records:
+    """The records of an output folder. options: those that results depend on. shard: I/N."""
+
+    def __init__(self, output: Path, options: Mapping[str, Any], shard: str = "1/1") -> None:
+        self.output, self.options = output, json.loads(json.dumps(dict(options)))
+        self.work = output / ".work" / f"shard-{shard.replace('/', '-')}"
+
+    def path(self, relative: str) -> Path:
+        """Return where the record of a video is."""
+        return self.output / "processed_videos" / f"{relative}.json"
+
+    def read(self, relative: str) -> dict[str, Any]:
+        """Return the record of a video, {} where there is none; raises CorruptFileError where it is no JSON object."""
+        path = self.path(relative)
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        except (ValueError, TypeError) as error:
+            raise CorruptFileError(f"{path}: not a record ({error}); remove it, and its video is done again") from error
+
+    @contextlib.contextmanager
+    def lock(self, videos: Iterable[Video]) -> Iterator[None]:
+        """Hold the shard's lock, with its scratch folder empty at first and removed in the end.
+
+        Where the last process crashed (a signal of its own, not one that was sent to kill it), the videos that it was at
+        count as failed once more, so that one that crashes every time is given up in the end.
+
+        Raises ConfigError where another process has the lock.
+        """
+        self.work.parent.mkdir(parents=True, exist_ok=True)
+        crash, handled = self.work.with_suffix(".crash"), faulthandler.is_enabled()
+        with self.work.with_suffix(".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ConfigError(
+                    f"{self.output}: another process works on it; wait, or give each its --shard"
+                ) from error
+            crashed = crash.is_file() and crash.stat().st_size
+            for video in videos:
+                if crashed and video.scratch.is_dir():
+                    video.error = {"stage": "any", "type": "Crash", "message": "the process crashed while it was at it"}
+                    self.finish(video)
+                    video.error = {}
+            shutil.rmtree(self.work, ignore_errors=True)
+            with crash.open("w") as stream:
+                faulthandler.enable(stream)
+                try:
+                    yield
+                finally:
+                    faulthandler.enable() if handled else faulthandler.disable()
+            shutil.rmtree(self.work, ignore_errors=True)
+
+    def todo(self, videos: Iterable[Video], redo: str, max_attempts: int) -> tuple[list[Video], Counter[str]]:
+        """Return the videos to work on, and how many others there are by reason.
+
+        A failed video is tried again up to `max_attempts` times. redo: "changed": also those of other options or of a file
+        that has changed, which are refused otherwise; "failed": all that failed or have a failed clip; "all".
+
+        Raises ConfigError where options or a file have changed, with the differences.
+        """
+        chosen, others, changes = [], Counter[str](), list[str]()
+        for video in videos:
+            record = self.read(video.relative)
+            status = record.get("status", "writing")
+            changed = self._changes(video, record) if status != "writing" else []
+            failed = status == "failed" or any(clip["error"] for clip in record.get("clips", {}).values())
+            again = {"all": True, "changed": bool(changed), "failed": failed}.get(redo, False)
+            if changed and not again:
+                changes.append(f"{video.relative}: {'; '.join(changed)}")
+            elif again or status == "writing" or (status == "failed" and record["attempts"] < max_attempts):
+                chosen.append(video)
+            else:
+                others["given up after repeated failures" if status == "failed" else "done before"] += 1
+        if changes:
+            shown = "\n  ".join(changes[:5] + ([f"and {len(changes) - 5} more"] if len(changes) > 5 else []))
+            raise ConfigError(
+                f"{self.output} holds results of other options or files:\n  {shown}\n"
+                "--redo changed makes those again; or choose another output folder"
+            )
+        return chosen, others
+
+    def _changes(self, video: Video, record: Mapping[str, Any]) -> list[str]:
+        old, new = record["options"], self.options
+        keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+        found = [f"--{key.replace('_', '-')} was {old.get(key)}, is {new.get(key)}" for key in keys]
+        same = (record["video"], record["input"]) == (video.identity, video.stamp)
+        return found + ([] if same else [f"the file has changed, or was {record['video']}"])
+
+    def begin_writing(self, video: Video, outputs: Iterable[str]) -> None:
+        """Note the files (below the output folder) that are about to appear; remove those of an earlier run."""
+        old, video.outputs = set(self.read(video.relative).get("outputs", [])), sorted(outputs)
+        self._write(video, "writing", sorted(old | set(video.outputs)))
+        self._remove(old - set(video.outputs))
+
+    def finish(self, video: Video) -> None:
+        """Write the record of a video whose stages are through, and remove its scratch folder."""
+        failed = video.error or (video.clips and all(clip.error for clip in video.clips))
+        outputs = [] if video.error else video.outputs
+        self._remove(set(self.read(video.relative).get("outputs", [])) - set(outputs))
+        self._write(video, "failed" if failed else "done" if video.clips else "empty", outputs)
+        shutil.rmtree(video.scratch, ignore_errors=True)
+
+    def _write(self, video: Video, status: str, outputs: list[str]) -> None:
+        attempts = int(self.read(video.relative).get("attempts", 0))
+        record = {
+            **{"video": video.identity, "video_uuid": video.uuid, "status": status, **video.footage.facts},
+            **{"num_total_clips": len(video.clips), "num_clip_chunks": 1, "error": video.error},
+            "attempts": attempts + 1 if status == "failed" else 0 if status == "done" else attempts,
+            "clips": {clip.uuid: clip.outcome() for clip in video.clips},
+            **{"input": video.stamp, "options": self.options, "outputs": outputs},
+        }
+        atomic_write_text(self.path(video.relative), json.dumps(record, indent=1))
+
+    def _remove(self, outputs: Iterable[str]) -> None:
+        for path in (self.output / place for place in outputs):
+            path.unlink(missing_ok=True)
+            if path.parent == self.output / DATASET / "videos":  # and what was embedded of it
+                for embedding in (self.output / DATASET / "t5_xxl").glob(f"{path.stem}.*"):
+                    embedding.unlink(missing_ok=True)
+
+    def summarise(self) -> dict[str, Any]:
+        """Write `summary.json`: totals, and the clips of each video; return the totals and {place: message} of errors."""
+        totals, rejected, errors, videos = Counter[str](), Counter[str](), {}, {}
+        root = self.output / "processed_videos"
+        for path in sorted(root.rglob("*.json")):
+            relative = str(path.relative_to(root)).removesuffix(".json")
+            record = self.read(relative)
+            clips: dict[str, Any] = record["clips"]
+            kept = {uuid: clip for uuid, clip in clips.items() if not clip["rejected"] and not clip["error"]}
+            dropped = {uuid: clip["rejected"] for uuid, clip in clips.items() if clip["rejected"]}
+            totals.update({f"num_videos_{record['status']}": 1, "num_clips_passed": len(kept)})
+            totals["total_clip_duration"] += sum(clip["duration"] for clip in kept.values())
+            rejected.update(dropped.values())
+            problems = {
+                relative: record["error"],
+                **{f"{relative} {uuid}": clip["error"] for uuid, clip in clips.items()},
+            }
+            errors |= {where: f"{error['stage']}: {error['message']}" for where, error in problems.items() if error}
+            videos[relative] = {key: record[key] for key in ("video_uuid", "num_total_clips", "num_clip_chunks")}
+            videos[relative] |= {"source_video": record["video"], "clips": [*kept], "filtered_clips": [*dropped]}
+        counts = {"num_processed_videos": len(videos), **totals, "num_clips_filtered_by": dict(rejected)}
+        atomic_write_text(self.output / "summary.json", json.dumps({**counts, "errors": errors, **videos}, indent=1))
+        return {**counts, "errors": errors}

@@ -1,0 +1,101 @@
+"""What curation works on, and what a stage is.
+
+A stage changes items in place. An item carries paths into its video's scratch folder, never frames, so memory stays flat
+however long and many the videos are. A stage of one's own is a subclass of `Stage`::
+
+    class Bright(Stage):
+        name, scope = "bright", "clip"
+        def process(self, item: Clip) -> None:
+            if mean_brightness(item.path) < 40: item.reject("too dark")
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cosmos_predict.curate.media import Footage
+
+
+@dataclass
+class Window:
+    """Part of a clip that has a caption of its own: frames start..end of the clip, both included."""
+
+    start: int
+    end: int
+    caption: str = ""
+
+
+@dataclass
+class Clip:
+    """Frames start..end - 1 of a video; later stages skip it once it has a `rejected` reason or an `error`."""
+
+    video: Video
+    start: int
+    end: int
+    uuid: str
+    span: tuple[float, float]  # seconds: frame number / average rate
+    path: Path = Path()  # the clip as mp4, once it is transcoded
+    frames: int = 0
+    windows: list[Window] = field(default_factory=list)
+    scores: dict[str, Any] = field(default_factory=dict)
+    rejected: str = ""
+    error: dict[str, str] = field(default_factory=dict)  # stage, type and message of what a stage raised
+
+    def reject(self, reason: str) -> None:
+        """Drop the clip, which is no error. reason: a short name, counted over the run."""
+        self.rejected = reason
+
+    @property
+    def alive(self) -> bool:
+        """Whether stages still work on it."""
+        return not self.error and not self.rejected
+
+    def outcome(self) -> dict[str, Any]:
+        """Return what the video's record says of the clip."""
+        times = {"frames": [self.start, self.end], "duration": self.span[1] - self.span[0]}
+        return {**times, "rejected": self.rejected, "error": self.error, "scores": self.scores}
+
+
+@dataclass
+class Video:
+    """A source video. identity: absolute path or URI, which ids derive from; relative: its path below the input folder."""
+
+    identity: str
+    relative: str
+    work: Path  # folder of all scratch folders
+    stamp: list[int] = field(default_factory=list)  # size and time of change of the file
+    footage: Footage = field(default_factory=Footage)
+    clips: list[Clip] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)  # files written for it, below the output folder
+    error: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def uuid(self) -> str:
+        """The published id: UUIDv5 of the path."""
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, self.identity))
+
+    @property
+    def scratch(self) -> Path:
+        """The folder for its files until they are written to their places."""
+        return self.work / self.uuid
+
+
+class Stage:
+    """One step. `process` raises what goes wrong; the executor notes it on the item and goes on with the others."""
+
+    name: ClassVar[str]
+    scope: ClassVar[str] = "video"  # or "clip": what one item is
+    workers: int | None = None  # items at a time; None: as many as there are cores
+
+    def setup(self) -> None:
+        """Load weights, open clients: once, before the first item."""
+
+    def process(self, item: Any) -> None:
+        """Work on one item, in place. Called by several threads at a time where `workers` is not 1."""
+        raise NotImplementedError
+
+    def teardown(self) -> None:
+        """Undo `setup`: once, after the last item."""

@@ -1,0 +1,59 @@
+"""Scores of several methods on the same clips: means, paired differences, as a table and as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cosmos_predict.evaluation.metrics import mean_interval
+
+DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4}
+Scores = Mapping[str, Mapping[str, Sequence[np.ndarray]]]  # method -> metric -> per clip, per generated frame (T,)
+
+
+def summarise(scores: Scores) -> dict[str, Any]:
+    """Return `methods`: per method and metric the mean over clips, half its 95 % interval, `per_clip` and `per_frame` means;
+    and `differences`: first method less each other, clip by clip, with half the paired interval."""
+    first = next(iter(scores))
+    clips = {
+        method: {metric: np.array([frames.mean() for frames in values]) for metric, values in metrics.items()}
+        for method, metrics in scores.items()
+    }
+    methods = {
+        method: {
+            metric: {
+                **_mean(clips[method][metric]),
+                "per_clip": clips[method][metric].round(5).tolist(),
+                "per_frame": np.mean(values, axis=0).round(5).tolist(),
+            }
+            for metric, values in metrics.items()
+        }
+        for method, metrics in scores.items()
+    }
+    differences = {
+        other: {metric: _mean(values - clips[other][metric]) for metric, values in clips[first].items()}
+        for other in list(scores)[1:]
+    }
+    return {"methods": methods, "differences": differences}
+
+
+def _mean(values: np.ndarray) -> dict[str, float]:
+    return dict(zip(("mean", "interval"), mean_interval(values), strict=True))
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """Return `summarise`'s numbers as aligned text, mean +- half of the 95 % interval."""
+    first = next(iter(summary["methods"]))
+    rows = [("", *(metric.upper() + " dB" * (metric == "psnr") for metric in summary["methods"][first]))]
+    rows += [(name, *_cells(entries, "")) for name, entries in summary["methods"].items()]
+    rows += [(f"{first} - {other}", *_cells(entries, "+")) for other, entries in summary["differences"].items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _cells(entries: Mapping[str, Mapping[str, float]], sign: str) -> list[str]:
+    return [f"{e['mean']:{sign}.{DIGITS[name]}f} +- {e['interval']:.{DIGITS[name]}f}" for name, e in entries.items()]

@@ -1,0 +1,137 @@
+"""What a user asks for in files: the items of a batch, and the sidecar beside a clip, which says how to make it again."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from cosmos_predict.errors import ConfigError, DataError
+from cosmos_predict.io.atomic import atomic_write_text
+
+# Published names of a batch item's keys, and the options that they stand for.
+ITEM_KEYS = {
+    **dict.fromkeys(("input_video", "input_image", "input_path", "visual_input"), "input_path"),
+    **dict.fromkeys(("output_video", "output_image", "save_path"), "save_path"),
+    **{name: name for name in ("prompt", "negative_prompt", "seed")},
+}
+
+
+def read_batch(path: str | Path, required: Iterable[str], suffix: str) -> list[dict[str, Any]]:
+    """Return the options of every item of a batch file, a JSON list of objects with keys of `ITEM_KEYS`.
+
+    required: options that every item must have; save_path is `output_INDEX` + suffix where an item has none.
+    Raises DataError showing the line of what is wrong, FileNotFoundError for no file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no batch file {path}: expected a JSON list of objects")
+    text = path.read_text(encoding="utf-8")
+
+    def wrong(position: int, what: str) -> DataError:
+        number = text.count("\n", 0, position) + 1
+        line = (text.splitlines() or [""])[number - 1].strip()
+        return DataError(f"{path}, line {number}: {what}\n  {line[:160]}")
+
+    try:
+        items = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise wrong(min(error.pos, len(text.rstrip()) - 1), f"no valid JSON: {error.msg}") from None
+    if not isinstance(items, list) or not items:
+        raise wrong(0, 'expected a list of objects, [{"prompt": ...}, ...]')
+    found: dict[Path, dict[str, Any]] = {}
+    position = text.index("[") + 1
+    for index in range(len(items)):
+        position += len(text[position:]) - len(text[position:].lstrip(" \t\r\n,"))
+        item, end = json.JSONDecoder().raw_decode(text, position)
+        if not isinstance(item, dict):
+            raise wrong(position, f"item {index} is no object")
+        if unknown := [key for key in item if key not in ITEM_KEYS]:
+            near = difflib.get_close_matches(unknown[0], ITEM_KEYS, 1) or ITEM_KEYS
+            raise wrong(
+                text.index(f'"{unknown[0]}"', position),
+                f"unknown key {unknown[0]!r}; did you mean {' or '.join(near)}?",
+            )
+        options = {"save_path": f"output_{index}{suffix}", **{ITEM_KEYS[key]: value for key, value in item.items()}}
+        for name in {*options, *required}:
+            kind = int if name == "seed" else str
+            if not isinstance(options.get(name), kind) or (name in required and not options[name]):
+                key = next((key for key in item if ITEM_KEYS[key] == name), name)
+                raise wrong(position, f"item {index}: {key} is {options.get(name)!r}, expected {kind.__name__}")
+        if found.setdefault(sidecar_path(options["save_path"]), options) is not options:
+            raise wrong(position, f"item {index} writes {options['save_path']}, as an item before it does")
+        position = end
+    return list(found.values())
+
+
+def output_path(save_path: str, suffixes: tuple[str, ...]) -> Path:
+    """Return the file to write, with the first of `suffixes` where it has none. Makes its folder.
+
+    Raises ConfigError for another suffix, or for a folder that cannot be written to.
+    """
+    path = Path(save_path)
+    path = path if path.suffix else path.with_name(path.name + suffixes[0])
+    if path.suffix.lower() not in suffixes:
+        raise ConfigError(f"--save_path {save_path}: expected a name that ends in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise ConfigError(f"--save_path {save_path} is a folder: give the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"cannot write to {path.parent} ({error.strerror}): give another --save_path") from None
+    return path
+
+
+def sidecar_path(save_path: str | Path) -> Path:
+    """Return where the settings of an output are kept: beside it, as `.json`."""
+    return Path(save_path).with_suffix(".json")
+
+
+def write_sidecar(save_path: Path, content: Mapping[str, Any]) -> None:
+    """Write the settings of an output; it comes after the output itself, so that it also says that this is whole."""
+    atomic_write_text(sidecar_path(save_path), json.dumps(content, indent=1) + "\n")
+
+
+def read_sidecar(path: str | Path) -> dict[str, Any]:
+    """Return the content of a sidecar. Raises DataError for another file, FileNotFoundError for none."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no sidecar {path}: expected the .json that lies beside a generated clip")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            "hashes": {},
+            "environment": {},
+            "command": content["command"],
+            "arguments": content["arguments"],
+            **content,
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not the sidecar of a generated clip ({type(error).__name__}: {error})") from None
+
+
+def is_done(save_path: Path, content: Mapping[str, Any]) -> bool:
+    """Return whether an earlier run wrote this output with exactly these settings."""
+    sidecar = sidecar_path(save_path)
+    return save_path.is_file() and sidecar.is_file() and sidecar.read_text() == json.dumps(content, indent=1) + "\n"
+
+
+def check_same_files(path: str | Path, new: Mapping[str, Any]) -> None:
+    """Compare the sidecar of a clip that is made again with the `new` one: DataError where a file has another content
+    than it had then, a warning where bits may differ.
+    """
+    old = read_sidecar(path)
+    for name, mark in old["hashes"].items():
+        file, now = new["arguments"].get(name), new["hashes"].get(name)
+        if file == old["arguments"].get(name) and now != mark:
+            raise DataError(f"{path}: {file} was {mark} and is {now} now; give the one it was made with as --{name}")
+    for name, value in old["environment"].items():
+        if new["environment"].get(name) != value:
+            logger.warning("made with {} {}, now {}: bits may differ", name, value, new["environment"].get(name))

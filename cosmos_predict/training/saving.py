@@ -1,0 +1,262 @@
+"""Saving a run while it goes on, and resuming it.
+
+A save copies this rank's shards to host memory and lets a thread write them beside the training; the copy is all that a
+step waits for. The thread talks to no other rank: ranks tell each other that they have written in the reduction that ends
+every update (`Trainer.step`), and the index, which makes the iteration count, is written between two updates. The
+published files are then made from the files of the state, by a thread of the main rank. One save is on its way at most;
+what went wrong is raised between two updates, at the next save or at the end. A run that fails alone finishes its save
+first; one that fails among others leaves it incomplete, since they may be gone.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loguru import logger
+from omegaconf import OmegaConf
+
+from cosmos_predict.checkpoint.export import export_adapters, export_checkpoint
+from cosmos_predict.checkpoint.lora_forms import CONFIG_FILE
+from cosmos_predict.checkpoint.lora_runs import check_same_adapters
+from cosmos_predict.checkpoint.run_folder import RunFolder, state_at
+from cosmos_predict.checkpoint.run_state import (
+    SavedState,
+    StateWriter,
+    load_optimizer_state,
+    optimizer_state,
+    restore_rng,
+)
+from cosmos_predict.config.files import config_hash, to_plain
+from cosmos_predict.config.schema import RESUME_PARTS
+from cosmos_predict.config.tree import changes, to_tree
+from cosmos_predict.errors import CheckpointError
+from cosmos_predict.io.atomic import atomic_write_text
+from cosmos_predict.parallel.mesh import Mesh
+from cosmos_predict.training.optimizers import MasterAdamW
+
+if TYPE_CHECKING:
+    from cosmos_predict.training.trainer import Trainer
+
+
+class Saver:
+    """Saves and resumes the run of `trainer`. Every rank calls each method alike."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.folder, self.options = trainer.folder, trainer.config.checkpoint
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "save")
+        self._task: concurrent.futures.Future[None] | None = None  # this rank's thread at work
+        self._writer: StateWriter | None = None  # a state without its index
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.trainer.mesh
+
+    def _log(self, text: str, *values: object, level: str = "INFO") -> None:
+        if self.mesh.is_main:
+            logger.opt(depth=1).log(level, text, *values)
+
+    # ---- saving ------------------------------------------------------------------------------------------------
+
+    def save(self, last: bool = False) -> None:
+        """Begin to save the present iteration, once the save before is done; if it is the `last`, wait for the end."""
+        self.settle()
+        trainer, progress = self.trainer, self.trainer.progress
+        background = self.options.async_save and not last
+        tensors, groups = optimizer_state(trainer.optimizer, trainer.model)
+        self._writer = StateWriter(
+            self.folder,
+            progress.iteration,
+            weights=trainer.weights(),
+            ema=trainer.ema.state_dict() if trainer.ema is not None else None,
+            optimizer=tensors,
+            scheduler=trainer.scheduler.state_dict(),
+            numbers={
+                "recipe": trainer.recipe,
+                "config_hash": config_hash(trainer.config),
+                "sample_number": progress.sample_number,
+                "skipped": progress.skipped,
+                "global_batch_size": trainer.global_batch,
+                "world_size": trainer.ranks.world_size,
+                "data_parallel": trainer.sizes.data,
+                "optimizer_groups": groups,
+                **({"lora": trainer.lora} if trainer.lora else {}),
+            },
+            mesh=self.mesh,
+            copy=background,
+        )
+        self._task = self._pool.submit(self._writer.write)
+        if not background:
+            self.settle()
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank's thread has nothing left to write."""
+        return self._task is None or self._task.done()
+
+    def after_step(self, all_written: bool) -> None:
+        """Complete the iteration on its way if every rank has `written` its part."""
+        if self._writer is not None and all_written:
+            self._complete(self._writer)
+
+    def settle(self) -> None:
+        """Wait for the save on its way. Raises OSError, on every rank, when it failed."""
+        if self._writer is not None:
+            self._complete(self._writer)
+        problem = ""
+        if self._task is not None and (error := self._task.exception()):
+            problem = f"{type(error).__name__}: {error}"
+        self._task = None
+        if problem := self.mesh.from_main(problem):
+            raise OSError(
+                f"the published files of iteration {self.folder.newest()} could not be written: {problem}. Its state is "
+                "complete: the same command resumes it, and makes them again"
+            )
+
+    def _complete(self, writer: StateWriter) -> None:
+        assert self._task is not None
+        self._task.result()
+        self._writer = self._task = None
+        writer.finish()
+        self._log("saved iteration {} under {}", writer.iteration, self.folder.checkpoints)
+        if self.mesh.is_main:
+            self._task = self._pool.submit(self._publish, writer.iteration)
+
+    def _publish(self, iteration: int) -> None:
+        """Write the published files of a complete iteration from its state, then drop what `keep_last_k` lets go."""
+        lora = self.trainer.lora
+        with SavedState(self.folder, iteration, check=False) as saved:
+            weights, ema = saved.entries("weights"), saved.entries("ema") or None
+            ema = {**weights, **ema} if ema else None  # completed with what is not averaged
+            if lora:
+                export_adapters(self.folder, iteration, self.trainer.model.net, weights, ema, lora)
+            else:
+                export_checkpoint(self.folder, iteration, weights, ema)
+        self.folder.keep_last(self.options.keep_last_k)
+
+    def _is_published(self, iteration: int) -> bool:
+        paths = self.folder.exports(iteration)
+        if self.trainer.lora:  # the file that is written last
+            paths = {part: path / CONFIG_FILE for part, path in self.folder.adapters(iteration).items()}
+        return all(path.exists() for part, path in paths.items() if part != "ema" or self.trainer.ema is not None)
+
+    def finish_alone(self) -> None:
+        """After an error, complete the save on its way; among other ranks, which may be gone, leave it incomplete."""
+        if self.trainer.sizes.world > 1:
+            return
+        try:
+            self.settle()
+        except Exception as error:
+            self._log("{}", error, level="ERROR")
+
+    # ---- resuming ----------------------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Continue the newest complete iteration of the run's folder, or else what `checkpoint.load_path` is asked for.
+
+        What is taken: model (with EMA), optim, scheduler, trainer (iteration, sample number, random generators), but
+        none of `keys_not_to_resume`. Published files that are gone are made again.
+        """
+        folder, iteration = self.folder, self.mesh.from_main(self.folder.newest())
+        wanted: set[str] = set(RESUME_PARTS)
+        if own := iteration is not None:
+            folder.check_recipe(self.trainer.recipe, iteration)
+        elif self.options.load_training_state or self.options.only_load_scheduler_state:
+            folder, iteration = state_at(self.options.load_path or "")
+            wanted = wanted if self.options.load_training_state else {"model", "scheduler"}
+        if iteration is not None:
+            with SavedState(folder, iteration, self.mesh) as saved:
+                if own:
+                    self._keep_global_batch(saved.index["global_batch_size"], saved.index["data_parallel"])
+                    self._log_changes(saved.index)
+                self._take(saved, wanted - set(self.options.keys_not_to_resume), folder)
+            self._log(
+                "resumed {} at iteration {}, saved by {} rank(s)", folder.root, iteration, saved.index["world_size"]
+            )
+        if self.mesh.is_main:
+            forget_metrics(self.folder.root / "metrics.jsonl", self.trainer.progress.iteration)
+            if own and iteration is not None and not self._is_published(iteration):
+                self._task = self._pool.submit(self._publish, iteration)
+
+    def _take(self, saved: SavedState, wanted: set[str], folder: RunFolder) -> None:
+        trainer, index, strict = self.trainer, saved.index, self.options.strict_resume
+        check_same_adapters(index.get("lora"), trainer.lora, folder.root)
+        unfit: set[str] = set()
+        if "model" in wanted:
+            unfit = saved.copy_into("weights", trainer.weights(), folder.root, strict)
+            if trainer.ema is not None:
+                unfit |= saved.copy_into("ema", trainer.ema.state_dict(), f"the EMA of {folder.root}", strict)
+            if unfit:
+                names = sorted(unfit)
+                self._log(
+                    "{}: {} tensors do not fit and are left: {}", folder.root, len(names), names[:8], level="WARNING"
+                )
+        if "optim" in wanted:
+            load_optimizer_state(trainer.optimizer, trainer.model, saved, unfit, masters="model" in wanted)
+            if index["world_size"] != trainer.sizes.world and any(
+                "_codes." in name for name in saved.names("optimizer")
+            ):
+                self._log("8-bit moments: none quantised anew, their blocks lie within the rows that ranks share out")
+        elif "model" in wanted and isinstance(trainer.optimizer, MasterAdamW):
+            trainer.optimizer.take_weights()
+        if "scheduler" in wanted:
+            # The position only: rates and schedule are the present configuration's, so that they can be changed.
+            scheduler = trainer.scheduler
+            scheduler.last_epoch = int(saved.scheduler["last_epoch"])
+            scheduler._step_count = int(saved.scheduler["_step_count"])
+            for group, rate, factor in zip(
+                trainer.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+            ):
+                group["lr"] = rate * factor(scheduler.last_epoch)
+            scheduler._last_lr = [group["lr"] for group in trainer.optimizer.param_groups]
+        if "trainer" in wanted:
+            restore_rng(saved)
+            progress = trainer.progress
+            progress.iteration, progress.sample_number = index["iteration"], index["sample_number"]
+            progress.skipped = index["skipped"]
+
+    def _keep_global_batch(self, saved: int, data_parallel: int) -> None:
+        """Let accumulation make up for another number of ranks; the samples of an update are part of the run."""
+        trainer, present = self.trainer, self.trainer.global_batch
+        if saved == present:
+            return
+        ranks = trainer.sizes.data
+        what = f"{self.folder.root} was trained with a global batch of {saved}"
+        if trainer.config.trainer.global_batch_size is not None or data_parallel == ranks:
+            raise CheckpointError(f"{what}, this run has {present}; set trainer.global_batch_size={saved}")
+        if saved % (trainer.batch_size * ranks):
+            fit = ", ".join(str(n) for n in range(1, saved + 1) if saved % (trainer.batch_size * n) == 0) or "none"
+            raise CheckpointError(
+                f"{what}, which does not divide over batch size {trainer.batch_size} x {ranks} data-parallel ranks; "
+                f"at this batch size these numbers of ranks fit: {fit}"
+            )
+        trainer.accumulation = saved // (trainer.batch_size * ranks)
+        self._log("saved by {} data-parallel rank(s), the global batch stays:", data_parallel)
+        trainer.log_batch()
+
+    def _log_changes(self, index: dict[str, Any]) -> None:
+        """Say which settings are not those that the folder's newest state was trained with."""
+        path, config = self.folder.root / "config.yaml", self.trainer.config
+        if not path.is_file() or index["config_hash"] == config_hash(config):
+            return
+        lines = [
+            line for line in changes(to_tree(OmegaConf.load(path)), to_plain(config)) if not line.startswith("job.")
+        ]
+        if lines:
+            self._log("settings changed since the last start: {}", "; ".join(lines), level="WARNING")
+
+
+def forget_metrics(path: Path, iteration: int) -> None:
+    """Drop the lines of a metrics file past `iteration` (all, at 0): a killed run logged them, and they come again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        with contextlib.suppress(ValueError, KeyError):  # the last line of a killed run may be cut
+            if iteration and json.loads(line)["iteration"] <= iteration:
+                kept.append(line)
+    atomic_write_text(path, "".join(kept))

@@ -1,0 +1,1 @@
+"""Tests of cosmos_predict.curate."""

@@ -1,0 +1,134 @@
+"""Executors: every item through every stage, failures isolated, memory bounded, a clean end."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cosmos_predict.curate.engine import EXECUTORS, run
+from cosmos_predict.curate.stage import Clip, Stage, Video
+
+
+def videos(count: int) -> Iterator[Video]:
+    for index in range(count):
+        yield Video(f"/in/{index}.mp4", f"{index}", Path("scratch"))
+
+
+class Divide(Stage):
+    name = "divide"
+
+    def process(self, item: Video) -> None:
+        count = int(item.relative) % 4
+        item.clips = [
+            Clip(item, index, index + 1, f"{item.relative}-{index}", (index, index + 1)) for index in range(count)
+        ]
+
+
+class Mark(Stage):
+    """Notes what it saw; breaks or rejects where the name says so."""
+
+    def __init__(
+        self, name: str, scope: str = "clip", workers: int | None = None, bad: str = "", drop: str = ""
+    ) -> None:
+        self.name, self.scope, self.workers, self.bad, self.drop = name, scope, workers, bad, drop  # type: ignore[misc]
+        self.seen: list[str] = []
+        self.set_up = 0
+        self.at_once, self.most, self.lock = 0, 0, threading.Lock()
+
+    def setup(self) -> None:
+        self.set_up += 1
+
+    def process(self, item: Any) -> None:
+        with self.lock:
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+        time.sleep(0.002)
+        name = item.uuid if isinstance(item, Clip) else item.relative
+        with self.lock:
+            self.at_once -= 1
+            self.seen.append(name)
+        if name == self.bad:
+            raise RuntimeError(f"cannot do {name}")
+        if name == self.drop:
+            item.reject("dropped")
+
+    def teardown(self) -> None:
+        self.set_up -= 1
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_everything_passes_every_stage_once(executor: str) -> None:
+    first, second, last = (
+        Mark("first", bad="6-1", drop="3-2"),
+        Mark("second", workers=1),
+        Mark("last", "video", bad="5"),
+    )
+    done: list[Video] = []
+    run(videos(20), [Divide(), first, second, last], done.append, executor, workers=3)
+    clips = sorted(f"{video}-{clip}" for video in range(20) for clip in range(video % 4))
+    assert sorted(first.seen) == clips
+    assert sorted(second.seen) == sorted(set(clips) - {"6-1", "3-2"})
+    assert sorted(last.seen, key=int) == [str(number) for number in range(20)]
+    assert sorted(int(video.relative) for video in done) == list(range(20))
+    assert second.most == 1 and (first.most > 1) == (executor == "threads")
+    assert first.set_up == second.set_up == last.set_up == 0
+    by_name = {video.relative: video for video in done}
+    assert by_name["6"].clips[1].error == {"stage": "first", "type": "RuntimeError", "message": "cannot do 6-1"}
+    assert by_name["3"].clips[2].rejected == "dropped" and not by_name["3"].clips[2].error
+    assert by_name["5"].error["message"] == "cannot do 5" and not by_name["7"].error
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_video_that_fails_skips_the_rest(executor: str) -> None:
+    first, second = Mark("first", "video", bad="3"), Mark("second")
+    done: list[Video] = []
+    run(videos(8), [Divide(), first, second], done.append, executor, workers=2)
+    assert len(done) == 8 and not any(name.startswith("3-") for name in second.seen)
+
+
+def test_few_videos_are_in_hand() -> None:
+    taken, done = [0], [0]
+    most = [0]
+
+    def feed() -> Iterator[Video]:
+        for video in videos(200):
+            taken[0] += 1
+            most[0] = max(most[0], taken[0] - done[0])
+            yield video
+
+    def finish(video: Video) -> None:
+        time.sleep(0.001)
+        done[0] += 1
+
+    run(feed(), [Divide(), Mark("clip")], finish, "threads", workers=2)
+    assert done[0] == 200 and most[0] <= 5
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_an_error_of_finish_ends_the_run(executor: str) -> None:
+    stage, done = Mark("clip"), []
+
+    def finish(video: Video) -> None:
+        done.append(video)
+        if len(done) == 3:
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        run(videos(100), [Divide(), stage], finish, executor, workers=2)
+    assert len(done) < 20 and stage.set_up == 0
+
+
+def test_a_stage_that_cannot_be_set_up_ends_the_run() -> None:
+    class NoWeights(Stage):
+        name = "weights"
+
+        def setup(self) -> None:
+            raise FileNotFoundError("no weights")
+
+    good = Mark("good")
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        run(videos(3), [good, NoWeights()], lambda video: None, "threads")
+    assert good.set_up == 0 and not good.seen

@@ -1,0 +1,58 @@
+"""Batch files, output names and sidecars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cosmos_predict.errors import ConfigError, DataError
+from cosmos_predict.pipelines.requests import output_path, read_batch
+
+
+def test_published_keys(tmp_path: Path) -> None:
+    batch = tmp_path / "batch.json"
+    batch.write_text(
+        '[{"input_video": "a.mp4", "prompt": "one", "output_video": "o.mp4"},\n {"input_video": "b.jpg", "prompt": "two"}]'
+    )
+    first, second = read_batch(batch, ["prompt", "input_path"], ".mp4")
+    assert first == {"save_path": "o.mp4", "input_path": "a.mp4", "prompt": "one"}
+    assert second["save_path"] == "output_1.mp4"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[\n{"prompt": "a"}\n{"prompt": "b"}]', r"line 3: no valid JSON: .*\n  \{\"prompt\": \"b\"\}\]"),
+        ("", "line 1: no valid JSON"),
+        ('{"prompt": "a"}', "line 1: expected a list of objects"),
+        ('[{"prompt": "a"},\n "b"]', 'line 2: item 1 is no object\n  "b"]'),
+        ('[{"prompt": "a",\n  "output_vido": "x"}]', "line 2: unknown key 'output_vido'; did you mean output_video"),
+        ('[{"prompt": "a"},\n\n {"output_video": "x.mp4"}]', "line 3: item 1: prompt is None, expected str"),
+        ('[{"prompt": ""}]', "line 1: item 0: prompt is '', expected str"),
+        ('[{"prompt": "a", "seed": "1"}]', "item 0: seed is '1', expected int"),
+        (
+            '[{"prompt": "a", "output_video": "x.mp4"},\n {"prompt": "b", "output_video": "x.mp4"}]',
+            "line 2: item 1 writes x.mp4",
+        ),
+    ],
+)
+def test_malformed_batches_show_the_line(tmp_path: Path, text: str, message: str) -> None:
+    batch = tmp_path / "batch.json"
+    batch.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_batch(batch, ["prompt"], ".mp4")
+
+
+def test_no_batch_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no batch file"):
+        read_batch(tmp_path / "none.json", [], ".mp4")
+
+
+def test_output_names(tmp_path: Path) -> None:
+    assert output_path(str(tmp_path / "new" / "clip"), (".mp4",)) == tmp_path / "new" / "clip.mp4"
+    assert (tmp_path / "new").is_dir()
+    assert output_path(str(tmp_path / "a.PNG"), (".jpg", ".png")).name == "a.PNG"
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(ConfigError, match="is a folder: give the name of a file"):
+        output_path(str(tmp_path / "folder.mp4"), (".mp4",))
