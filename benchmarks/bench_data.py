@@ -1,7 +1,7 @@
 """Clips per second of one data worker against a plain loop over the same decoder, file by file; and which decoder wins.
 
     python benchmarks/bench_data.py                                        # the clips of assets/robot_arm
-    python benchmarks/bench_data.py --clips FOLDER FILE.mp4 --num_frames 9 --video_size 240 416
+    python benchmarks/bench_data.py --clips FOLDER FILE.mp4 --num_frames 17 --video_size 432 768
 
 The plain loop opens the file, decodes the same frames with the same number of threads and fits them with the same function,
 nothing else. Ours is a `VideoFolderDataset` sample: window, text embedding, masks, collation, and with one worker process

@@ -89,5 +89,5 @@ register_choice("val", "video_folder", held_out)
 # Captions without an embedding file are encoded when the dataset is made: `text=tiny`, `text=t5`.
 register_group("text", "dataloader_train.dataset.text_encoder")
 for name in ("tiny", "t5"):
-    encoder = L("cosmos_predict.text_encoders.build.build_text_encoder")(name_or_path=name)
+    encoder = L("cosmos_predict.text_encoders.build.LazyTextEncoder")(name_or_path=name)
     register_choice("text", name, encoder)

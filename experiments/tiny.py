@@ -31,7 +31,7 @@ LATENT_MEAN = [0.33] + [0.0] * (LATENT_CHANNELS - 1)
     debug=shrink,
 )
 def tiny_video2world() -> dict[str, Any]:
-    return _recipe("tiny_video2world", dataset_dir="assets/robot_arm_base", lr=1.5e-3, max_iter=8000)
+    return _recipe("tiny_video2world", dataset_dir="assets/robot_arm_base", lr=1.5e-3, max_iter=3000)
 
 
 @register_experiment(

@@ -1,6 +1,10 @@
-"""Convert checkpoint files: python scripts/convert_checkpoint.py INPUT OUTPUT --to predict2|predict1|diffusers."""
+"""Convert checkpoint files: `python scripts/convert_checkpoint.py INPUT OUTPUT --to predict2|predict1|diffusers`."""
 
-from cosmos_predict.cli.convert_checkpoint import main
+import sys
+from pathlib import Path
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
+    from cosmos_predict.cli.convert_checkpoint import main
+
     main()

@@ -23,11 +23,13 @@ frames=17 steps=12
 base=assets/tiny_base/checkpoints/tiny_base_ema.safetensors
 
 echo "== 1. clips and captions -> $dataset"
-python scripts/import_videos.py "$source_folder" --dataset_path "$dataset" --short_side 128
+python scripts/import_videos.py "$source_folder" --dataset_path "$dataset" --short_side 128 | sed -n 1,3p
+echo "... $(find "$dataset/videos" -type f | wc -l) clips in all; captions in $dataset/metas"
 heldout="$dataset" compared="clips of the training set"
 if [ -d "${source_folder}_heldout" ]; then
     heldout="$out/heldout" compared="held-out clips"
-    python scripts/import_videos.py "${source_folder}_heldout" --dataset_path "$heldout" --short_side 128
+    python scripts/import_videos.py "${source_folder}_heldout" --dataset_path "$heldout" --short_side 128 | sed -n 1,3p
+    echo "... $(find "$heldout/videos" -type f | wc -l) held-out clips"
 fi
 
 echo "== 2. text embeddings (offline tiny encoder)"

@@ -101,13 +101,10 @@ def unwrap_key(key: str) -> Name:
     """
     if "." not in key and "-" in key:
         key = key.replace("-", ".")
-    if key.startswith("net_ema."):
-        return Name("ema", key[len("net_ema.") :])
-    if key.startswith("net."):
-        return Name("reg", key[len("net.") :])
-    if key.startswith("logvar."):
-        return Name("logvar", key)
-    return Name("reg", key)
+    for prefix, part in (("net_ema.", "ema"), ("net.", "reg")):
+        if key.startswith(prefix):
+            return Name(part, key.removeprefix(prefix))
+    return Name("logvar" if key.startswith("logvar.") else "reg", key)
 
 
 def to_native(key: str, dialect: str) -> str | None:
@@ -177,7 +174,7 @@ def _check(dialect: str) -> None:
 
 
 def _count(names: list[str]) -> str:
-    return f"{len(names)} tensor{'s' * (len(names) != 1)}"
+    return "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
 
 
 def _listing(names: list[str]) -> str:

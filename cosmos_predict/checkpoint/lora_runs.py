@@ -151,8 +151,8 @@ def _check_fits(adapter: Adapter, network: nn.Module) -> None:
             raise CheckpointError(f"{adapter.where}: {what}.{nearest_layers(module, linears)}")
         out_features, in_features = linears[module].weight.shape
         if a.shape[1:] != (in_features,) or b.shape != (out_features, a.shape[0]):
-            raise CheckpointError(
-                f"{adapter.where}: {module} has A {a.shape} and B {b.shape}; a layer of {in_features} inputs and "
-                f"{out_features} outputs needs A (rank, {in_features}) and B ({out_features}, rank): it belongs to a "
-                "network of another size"
+            layer = f"a layer of {in_features} inputs and {out_features} outputs"
+            needed = (
+                f"needs A (rank, {in_features}) and B ({out_features}, rank): it belongs to a network of another size"
             )
+            raise CheckpointError(f"{adapter.where}: {module} has A {a.shape} and B {b.shape}; {layer} {needed}")

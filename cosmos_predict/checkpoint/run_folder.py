@@ -13,15 +13,21 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import shutil
+import weakref
 from pathlib import Path
 from typing import IO, Any
 
 from cosmos_predict.errors import CheckpointError, ConfigError
+from cosmos_predict.io.atomic import make_folder
 
 STATE_PARTS = ("optim", "scheduler", "trainer")
 _ITERATION = re.compile(r"iter_(\d{9})$")
+_LOCKS: weakref.WeakSet[IO[str]] = weakref.WeakSet()  # those that this process holds
+# A forked child would hold them on after the death of its parent. No LOCK_UN, which would take them from the parent.
+os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _LOCKS])
 
 
 class RunFolder:
@@ -66,7 +72,7 @@ class RunFolder:
                 f"{self.root} holds a run of the published trainer, which cannot be continued here: start from it with "
                 f"checkpoint.load_path={self.root} and another job.name"
             )
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         lock = (self.root / ".lock").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,6 +82,7 @@ class RunFolder:
                 f"{self.root} is held by a run that is still alive; wait for it, or choose another job.name"
             ) from error
         self._lock = lock
+        _LOCKS.add(lock)
         for left in (*self.root.glob(".*.tmp"), *self.checkpoints.rglob(".*.tmp")):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -120,11 +127,11 @@ class RunFolder:
             )
 
     def remove(self, iteration: int) -> None:
-        """Remove an iteration; its index goes first, so that a killed removal leaves an incomplete one."""
-        self.remove_state(iteration)
+        """Remove an iteration; its index goes after the published files: what a killed removal leaves is removed later."""
         for path in self.exports(iteration).values():
             path.unlink(missing_ok=True)
         shutil.rmtree(self.adapters(iteration)["reg"].parent, ignore_errors=True)
+        self.remove_state(iteration)
 
     def remove_state(self, iteration: int) -> None:
         """Remove the state of an iteration, its index first, and leave its published files."""
@@ -181,7 +188,7 @@ def published_file(path: str | Path, ema: bool = False) -> Path:
 
     A run folder of the published trainer (or its `checkpoints`) counts: the file that its `latest_checkpoint.txt` names or,
     where that was not written whole, the newest. Raises FileNotFoundError, or CheckpointError for a run folder without a
-    complete iteration.
+    complete iteration or published file.
     """
     path = Path(path)
     if not path.exists():
@@ -199,8 +206,13 @@ def published_file(path: str | Path, ema: bool = False) -> Path:
             f"{folder.root} holds LoRA adapters alone: give their base ({lora['base'] or 'random, made by the run'}) in its "
             "place and this folder as --lora_path, or merge the two (scripts/convert_checkpoint.py --lora ... --merge)"
         )
-    files = folder.exports(iteration)
-    return files.get("both") or files["ema" if ema else "reg"]
+    for complete in reversed(folder.iterations()):
+        files = folder.exports(complete)
+        if (file := files.get("both") or files["ema" if ema else "reg"]).is_file():
+            return file
+    raise CheckpointError(
+        f"{folder.root}: iteration {iteration} has no published file yet ({file.name}): start that run again, which makes it"
+    )
 
 
 def _is_published_run(checkpoints: Path) -> bool:

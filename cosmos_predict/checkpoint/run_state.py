@@ -297,10 +297,10 @@ def load_optimizer_state(
         )
     numbers = {name: number for number, name in enumerate(names)}
     state: dict[int, dict[str, Tensor]] = {}
-    exact = {name: parameter.detach().float() for name, parameter in parameters.items()} if "masters" in current else {}
+    has_masters, exact = "masters" in current, dict[str, Tensor]()
     for key in saved.names("optimizer"):
         kind, _, name = key.partition(".")
-        if name in skip or (kind == "master" and not (masters and exact)):
+        if name in skip or (kind == "master" and not (masters and has_masters)):
             continue
         if name not in numbers:
             raise CheckpointError(f"the saved optimizer state has {name!r}, which this run does not train")
@@ -310,7 +310,9 @@ def load_optimizer_state(
         else:
             state.setdefault(numbers[name], {})[kind] = value
     # Options such as the decay are the present configuration's; what the optimizer keeps of its own lies in its state.
-    extra = {"masters": [exact[name] for name in names]} if exact else {}
+    extra = {}
+    if has_masters:
+        extra["masters"] = [exact[n] if n in exact else parameters[n].detach().float() for n in names]
     optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"], **extra})
 
 

@@ -109,11 +109,8 @@ def plucker_rays(cam2world: torch.Tensor, intrinsics: torch.Tensor, height: int,
     if not bool((fx != 0).all() and (fy != 0).all()):
         raise DataError("a focal length is 0: intrinsics are fx, fy, cx, cy in pixels, in this order")
     fx, fy, cx, cy, skew = (value.reshape(-1, 1, 1) for value in (fx, fy, cx, cy, skew))
-    v, u = torch.meshgrid(
-        torch.arange(height, dtype=rotation.dtype, device=rotation.device) + 0.5,
-        torch.arange(width, dtype=rotation.dtype, device=rotation.device) + 0.5,
-        indexing="ij",
-    )
+    centres = (torch.arange(n, dtype=rotation.dtype, device=rotation.device) + 0.5 for n in (height, width))
+    v, u = torch.meshgrid(*centres, indexing="ij")
     y = (v - cy) / fy
     x = (u - cx - skew * y) / fx
     direction = F.normalize(torch.stack([x, y, torch.ones_like(x)], dim=-1), dim=-1)
@@ -144,10 +141,8 @@ def latent_plucker_map(
     if padded_h % rows or padded_w % columns:
         raise DataError(f"padded size {padded_h:g}x{padded_w:g} (H x W) is not a multiple of {rows}x{columns}")
     if float(intrinsics.abs().max()) > 50:
-        raise DataError(
-            f"intrinsics up to {float(intrinsics.abs().max()):g} look like pixels; this function takes fractions of "
-            "the image: divide fx and cx by its width, fy and cy by its height"
-        )
+        advice = "give fractions of the image: divide fx and cx by its width, fy and cy by its height"
+        raise DataError(f"intrinsics up to {float(intrinsics.abs().max()):g} look like pixels; {advice}")
     grid = pixel_intrinsics(intrinsics, resized_w / columns, resized_h / rows)
     rays = plucker_rays(invert_pose(world2cam), grid, int(padded_h) // rows, int(padded_w) // columns)
     return rays.permute(0, 3, 1, 2)

@@ -21,11 +21,9 @@ FRAMES = 5  # 2 latent frames
 TEMPORAL = 4  # frames that the DCT tokenizer makes one of
 
 
-def shrink(config: DictConfig, report: list[str]) -> None:
-    """Shrink network, frames, size and steps in place; weight-free tokenizer and text encoder; no base checkpoint.
-
-    The dataset stays; `report` gets a line for what it reads.
-    """
+def shrink(config: DictConfig, _report: list[str]) -> None:
+    """Shrink network, frames, size and steps in place; weight-free tokenizer and text encoder; no base checkpoint."""
+    config.job.debug = True
     config.job.name = f"{config.job.name.removesuffix('_debug')}_debug"  # never in the folder of a real run
     pipe = config.model.config.pipe_config
     net = pipe.net
@@ -46,8 +44,6 @@ def shrink(config: DictConfig, report: list[str]) -> None:
         if loader.dataset.get("num_frames", 1) > 1:
             loader.dataset.num_frames = FRAMES
         loader.dataset.video_size = [48, 64]
-        if "dataset_dir" in loader.dataset:
-            report.append(f"debug: {name} still reads {loader.dataset.dataset_dir} (data=synthetic replaces it)")
     trainer = config.trainer
     trainer.update({"max_iter": min(trainer.max_iter, 2), "logging_iter": 1, "compute_dtype": "float32"})
     trainer.grad_accum_iter = min(trainer.grad_accum_iter, 2)
@@ -67,6 +63,7 @@ def launched_ranks(env: Mapping[str, str] = os.environ) -> int | None:
 def fit_ranks(config: Config, kept: Collection[str], report: list[str], world: int) -> None:
     """Lower tensor, context and shard sizes, in this order, to the largest that `world` processes can have, and round
     the global batch up to a multiple of micro batch x data-parallel ranks. What `kept` names stays, with all below it.
+    Say which folders are read: the dataset is the experiment's.
 
     Tensor divides the heads too, context heads and latent frames (a single image is never divided).
     """
@@ -90,6 +87,9 @@ def fit_ranks(config: Config, kept: Collection[str], report: list[str], world: i
         setattr(section, name, fit)
         return fit
 
+    for name in ("dataloader_train", "dataloader_val"):
+        if folder := ((getattr(config, name) or {}).get("dataset") or {}).get("dataset_dir"):
+            report.append(f"debug: {name} reads {folder} (data=synthetic replaces it)")
     tensor = lower(sizes, "model_parallel.tensor_model_parallel_size", processes=world, heads=heads)
     rest = {"processes": max(world // tensor, 1)}
     shared = {"heads": heads // tensor, "latent_frames": latents}

@@ -53,6 +53,7 @@ class JobConfig(Freezable):
     group: str = ""
     name: str = ""
     experiment: str | None = None  # the registered experiment that the config was composed from
+    debug: bool = False  # composed with debug=true
 
     @property
     def path(self) -> str:
@@ -170,7 +171,7 @@ class Config(Freezable):
         if self.trainer.run_validation and self.dataloader_val is not None and TARGET not in self.dataloader_val:
             raise ConfigError(
                 f"dataloader_val={dict(self.dataloader_val)} names no loader: choose one (val=video_folder), or set "
-                "dataloader_val=null to validate on windows of the training clips that training leaves out"
+                "dataloader_val=null to validate on other draws of the training clips' windows, which are not held out"
             )
 
 

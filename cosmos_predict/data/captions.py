@@ -53,7 +53,10 @@ def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
 
 
 def encode_texts(encoder: Encoder, captions: Mapping[str, str], batch_size: int = 8) -> dict[str, np.ndarray]:
-    """Return the embedding (n, 1024) float16 of each caption by name, each distinct text encoded once."""
+    """Return the embedding (n, 1024) float16 of each caption by name, each distinct text encoded once.
+
+    Raises DataError for an embedding that does not fit float16.
+    """
     made: dict[str, np.ndarray] = {}
     texts = sorted(set(captions.values()), key=len)
     for start in range(0, len(texts), batch_size):
@@ -61,6 +64,10 @@ def encode_texts(encoder: Encoder, captions: Mapping[str, str], batch_size: int 
         embeddings, mask = encoder.encode(batch, max_length=TEXT_LENGTH)
         for text, rows, valid in zip(batch, embeddings.half().cpu(), mask.cpu(), strict=True):
             made[text] = rows[valid].numpy()
+            if not np.isfinite(made[text]).all():
+                name = next(name for name in captions if captions[name] == text)
+                what = f"the embedding of the caption of {name!r} ({text[:80]!r})"
+                raise DataError(f"{what} does not fit float16; encode in float32 or bfloat16")
     return {name: made[text] for name, text in captions.items()}
 
 

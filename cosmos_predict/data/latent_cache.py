@@ -15,6 +15,8 @@ not multiplied by sigma_data. The key says how they were made (`cache_key`): ano
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +32,7 @@ from tqdm import tqdm
 
 from cosmos_predict.config.lazy import configurable
 from cosmos_predict.data import clip_sampler
+from cosmos_predict.data.bad_items import BadItems
 from cosmos_predict.data.captions import load_text
 from cosmos_predict.data.loader import BatchPlan
 from cosmos_predict.data.video_folder import Clip, VideoFolderDataset
@@ -100,8 +103,6 @@ def write_cache(
     index_file = cache_dir / INDEX_NAME
     if index_file.is_file():
         _refuse_difference(_read_index(cache_dir)["key"], key, cache_dir, "in this run; choose another folder")
-    else:
-        atomic_write_text(index_file, json.dumps({"key": key, "clips": None}, indent=1))
     report, clips = CacheReport(), []
     mark = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     for clip in tqdm(dataset.clips, unit="clip", desc="latents"):
@@ -118,6 +119,8 @@ def write_cache(
                 report.kept += 1
             else:
                 tensors = _encode_clip(dataset, clip, windows, encode, DTYPES[key["dtype"]], batch_size)
+                if not report.written:  # from here on the files are not those that an older index lists
+                    atomic_write_text(index_file, json.dumps({"key": key, "clips": None}, indent=1))
                 with atomic_path(target) as temporary:
                     save_file(tensors, str(temporary), metadata)
                 report.written += 1
@@ -175,9 +178,10 @@ class LatentCacheDataset(Dataset[dict[str, Any]]):
         num_frames, video_size, fit, fps, sequence_interval: as in `VideoFolderDataset`. Its buckets are the cache's own.
         seed, shuffle: of the order and the windows.
         tokenizer: the run's; name, options and (where its file is there) the file's hash are compared. None: not compared.
+        strict, max_bad_share: as in `VideoFolderDataset`, of cache files that are missing or damaged.
 
     Raises:
-        DataError: no cache, an unfinished one, or a damaged file.
+        DataError: no cache, or an unfinished one.
         ConfigError: a cache made with other values; the message names both.
     """
 
@@ -192,6 +196,8 @@ class LatentCacheDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         shuffle: bool = True,
         tokenizer: TokenizerSource | None = None,
+        strict: bool = False,
+        max_bad_share: float = 0.1,
     ) -> None:
         self.cache_dir, self.seed = Path(cache_dir), int(seed)
         self.num_frames, self.video_size = int(num_frames), (int(video_size[0]), int(video_size[1]))
@@ -213,26 +219,41 @@ class LatentCacheDataset(Dataset[dict[str, Any]]):
         self.shapes = [tuple(clip["shape"]) for clip in self.clips]
         self.text_encoders = {self.key["text_encoder"]: self.cache_dir} if self.key["text_encoder"] else {}
         self.plan = BatchPlan(self.shapes, self.seed, shuffle)
+        files = [self.cache_dir / "latents" / f"{clip['name']}.safetensors" for clip in self.clips]
+        # A latent cannot be cut to another shape.
+        self.bad = BadItems(self.cache_dir, files, self.shapes, self.seed, strict, max_bad_share, same_shape=True)
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, sample_number: int) -> dict[str, Any]:
-        """Return global sample `sample_number`; raises DataError naming a file that is missing or damaged."""
+        """Return global sample `sample_number`; raises DataError where a file fails and `strict`, or too many do."""
         return self.__getitems__([sample_number])[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Return the samples of the micro-batch of consecutive `numbers`, all of one bucket; raises as `dataset[n]`."""
-        return [self._sample(self.clips[item], n) for item, n in zip(self.plan.items(numbers), numbers, strict=True)]
+        pairs = zip(self.plan.items(numbers), numbers, strict=True)
+        return [self.bad.read(item, n, functools.partial(self._load, sample_number=n)) for item, n in pairs]
 
-    def _sample(self, clip: Mapping[str, Any], sample_number: int) -> dict[str, Any]:
+    @property
+    def latent_frames(self) -> dict[int, int]:
+        """{T: t} of the samples, from the header of the first readable file of each T."""
+        found: dict[int, int] = {}
+        for (frames, *_), path in zip(self.shapes, self.bad.files, strict=True):
+            if frames not in found:
+                with contextlib.suppress(SafetensorError, OSError), safe_open(str(path), framework="pt") as file:
+                    found[frames] = file.get_slice("latent").get_shape()[2]
+        return found
+
+    def _load(self, item: int, sample_number: int) -> dict[str, Any]:
+        clip, path = self.clips[item], self.bad.files[item]
         window = clip_sampler.draw_start(clip["windows"] - 1, seed=self.seed, sample_number=sample_number)
-        path = self.cache_dir / "latents" / f"{clip['name']}.safetensors"
         try:
             with safe_open(str(path), framework="pt") as file:
                 latent = file.get_slice("latent")[window : window + 1][0]  # the other windows are not read
                 small = {name: file.get_tensor(name) for name in ("start", "padding_mask", "image_size", "t5_xxl")}
-        except (SafetensorError, OSError) as error:
+            start = int(small["start"][window])
+        except (SafetensorError, OSError, IndexError) as error:  # fewer windows than the index says: of another run
             raise DataError(f"{path}: cannot be read ({error}); run again: {_MAKE.format(self.cache_dir)}") from error
         embeddings, mask = load_text(small["t5_xxl"].numpy())
         return {
@@ -243,7 +264,7 @@ class LatentCacheDataset(Dataset[dict[str, Any]]):
             "num_frames": clip["shape"][0],
             "image_size": small["image_size"],
             "padding_mask": small["padding_mask"].float(),
-            "video_name": {"latent_path": str(path), "start_frame_id": str(int(small["start"][window]))},
+            "video_name": {"latent_path": str(path), "start_frame_id": str(start)},
             "sample_number": torch.tensor(sample_number, dtype=torch.int64),
         }
 

@@ -12,6 +12,10 @@ order: another batch size reads other items.
 from __future__ import annotations
 
 import functools
+import os
+import signal
+import sys
+import threading
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
@@ -35,9 +39,9 @@ def item_index(sample_number: int, num_items: int, seed: int, *, shuffle: bool =
     return int(_epoch_order(num_items, seed, epoch)[position]) if shuffle else position
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=256)  # as many as the datasets and buckets read in turn
 def _epoch_order(num_items: int, seed: int, epoch: int) -> np.ndarray:
-    return numpy_generator(seed, epoch, "epoch order").permutation(num_items)
+    return numpy_generator(seed, epoch, "epoch order").permutation(num_items).astype(np.int32)
 
 
 class BatchPlan:
@@ -94,6 +98,11 @@ def read_batch(dataset: Dataset[Any], numbers: Sequence[int]) -> list[dict[str, 
     """Return the samples of the micro-batch of consecutive `numbers`, all of one shape."""
     together = getattr(dataset, "__getitems__", None)
     return together(list(numbers)) if together else [dataset[n] for n in numbers]
+
+
+def batch_decides_order(dataset: Dataset[Any]) -> bool:
+    """Tell whether another batch size reads other items: with several buckets or datasets (see the module)."""
+    return hasattr(dataset, "turns") or len(set(getattr(dataset, "shapes", ()))) > 1
 
 
 class SampleNumbers(Sampler[list[int]]):
@@ -160,8 +169,27 @@ def build_dataloader(
         num_workers=num_workers,
         prefetch_factor=prefetch_factor if num_workers else None,
         pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_the_run,
         generator=torch.Generator(),  # its own: an iterator draws a seed, which must not move the run's generator
     )
+
+
+def _leave_signals_to_the_run(_worker: int) -> None:
+    """Let a worker outlive the signals that reach the run's whole group or job: the run ends its workers when it stops.
+
+    That is said by SIGTERM too, from the run's process alone; a worker whose run was killed sees that and leaves.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":  # elsewhere nobody tells who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for threads made from here on, too
+        threading.Thread(target=_end_on_request, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_on_request(run: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+        pass
+    os._exit(0)
 
 
 class _Loader(DataLoader[Any]):

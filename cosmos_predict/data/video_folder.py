@@ -12,9 +12,8 @@ many are an error. Samples have one shape, or that of their clip's bucket (`aspe
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch.utils.data import Dataset
 
 from cosmos_predict.config.lazy import configurable
 from cosmos_predict.data import clip_sampler, transforms, video_reader
+from cosmos_predict.data.bad_items import BadItems, listing, refuse_bad
 from cosmos_predict.data.captions import (
     EMBEDDING_SUFFIXES,
     Encoder,
@@ -40,13 +40,10 @@ from cosmos_predict.data.video_reader import VideoInfo
 from cosmos_predict.errors import DataError
 from cosmos_predict.io.atomic import atomic_write_text
 from cosmos_predict.io.embedding_index import check_same_encoder, read_index
-from cosmos_predict.randomness import numpy_generator
 
 INDEX_NAME = ".video_index.json"
 # Below this many clips a folder is probed in about a second, and no index is written into it.
 _INDEX_FROM = 200
-# A share of bad clips is judged on at least so many clips read, or on the whole folder.
-_JUDGED_FROM = 200
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class FolderReport:
         text = (
             f"{self.folder}: {self.usable} of {self.found} clips usable, {self.frames} frames, {self.hours:.3f} hours"
         )
-        return f"{text}; skipped: {_listing(self.skipped)}" if self.skipped else text
+        return f"{text}; skipped: {listing(self.skipped)}" if self.skipped else text
 
 
 @configurable
@@ -147,7 +144,7 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         self.dataset_dir = Path(dataset_dir)
         self.num_frames, self.video_size, self.fit = int(num_frames), (int(video_size[0]), int(video_size[1])), fit
         self.fps, self.sequence_interval, self.start_interval = fps, int(sequence_interval), int(start_interval)
-        self.seed, self.shuffle, self.strict, self.backend = int(seed), shuffle, strict, backend
+        self.seed, self.shuffle, self.backend = int(seed), shuffle, backend
         self.max_bad_share = max_bad_share
         self.sizes = transforms.aspect_sizes(self.video_size) if aspect_buckets else [self.video_size]
         shorter = sorted((int(n) for n in length_buckets if n < self.num_frames), reverse=True)
@@ -157,13 +154,12 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         self.clips, self.report = self._scan(text_encoder)
         self.shapes = [clip.shape for clip in self.clips]
         self.plan = BatchPlan(self.shapes, self.seed, shuffle)
-        self.bad: dict[int, str] = {}
-        # Shared with the workers: which clips any of them has read, and which of those were bad.
-        self._read, self._bad = torch.zeros(2, len(self.clips), dtype=torch.bool).share_memory_()
+        videos = [clip.video for clip in self.clips]
+        self.bad = BadItems(self.dataset_dir, videos, self.shapes, self.seed, strict, max_bad_share)
         if self.report.skipped and strict:
             raise DataError(f"strict=True refuses an incomplete folder; {self.report}")
         (logger.warning if self.report.skipped else logger.info)("{}", self.report)
-        names = [clip.video.name for clip in self.clips]
+        names = [video.name for video in videos]
         more = f" and {len(names) - 20} more" if len(names) > 20 else ""
         logger.info("reading from {}: {}{}", self.clips[0].video.parent, ", ".join(names[:20]), more)
 
@@ -180,17 +176,11 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
 
     def _sample(self, item: int, sample_number: int) -> dict[str, Any]:
         shape = self.shapes[item]
-        for candidate in itertools.chain([item], self._replacements(item, sample_number)):
-            self._read[candidate] = True
-            try:
-                return self._load(dataclasses.replace(self.clips[candidate], shape=shape), sample_number)
-            except (DataError, OSError) as error:
-                if self.strict:
-                    raise
-                self._note_failure(candidate, error)
-        raise DataError(
-            f"{self.dataset_dir}: sample {sample_number} and its replacements cannot be read: {self._bad_listing()}"
-        )
+
+        def read(candidate: int) -> dict[str, Any]:
+            return self._load(dataclasses.replace(self.clips[candidate], shape=shape), sample_number)
+
+        return self.bad.read(item, sample_number, read)
 
     def frame_ids(self, clip: Clip, sample_number: int) -> np.ndarray:
         """Return the frame numbers (T,) int64 of `clip` that sample `sample_number` takes."""
@@ -258,34 +248,6 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
             "sample_number": torch.tensor(sample_number, dtype=torch.int64),
         }
 
-    def _replacements(self, item: int, sample_number: int) -> Iterable[int]:
-        """Up to eight other items with as many frames, in an order that only (seed, sample number) decide, those of the
-        same bucket first; drawn when first needed."""
-        order = numpy_generator(self.seed, sample_number, "replacement").permutation(len(self))
-        others = [int(other) for other in order if other != item and self.shapes[other][0] >= self.shapes[item][0]]
-        yield from sorted(others, key=lambda other: self.shapes[other] != self.shapes[item])[:8]
-
-    def _note_failure(self, item: int, error: Exception) -> None:
-        if item in self.bad:
-            return
-        self.bad[item] = str(error)
-        known, self._bad[item] = bool(self._bad[item]), True
-        bad, read = int(self._bad.sum()), int(self._read.sum())
-        if not known:  # by another worker, which has named it
-            logger.warning("{}: replaced by another clip ({} failed so far): {}", self.clips[item].video, bad, error)
-        self._refuse(bad, max(read, min(len(self), _JUDGED_FROM)), self._bad_listing())
-
-    def _refuse(self, bad: int, read: int, listing: str) -> None:
-        """Raise DataError where `bad` of `read` clips are more than `max_bad_share`, and more than one."""
-        if bad > max(1.0, self.max_bad_share * read):
-            raise DataError(
-                f"{self.dataset_dir}: {bad} of {read} clips cannot be read, more than max_bad_share="
-                f"{self.max_bad_share:g}: {listing}"
-            )
-
-    def _bad_listing(self) -> str:
-        return _listing((self.clips[item].video.name, reason) for item, reason in self.bad.items())
-
     def _scan(self, encoder: Encoder | None) -> tuple[list[Clip], FolderReport]:
         folder, media = self.dataset_dir, self.MEDIA
         media_dir, text_dir = folder / f"{media}s", folder / "t5_xxl"
@@ -329,7 +291,7 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         if not clips:
             raise DataError(f"no usable clip. {report}")
         broken = [(path.name, info) for path, info in zip(files, infos, strict=True) if isinstance(info, str)]
-        self._refuse(len(broken), len(files), _listing(broken))
+        refuse_bad(folder, len(broken), len(files), self.max_bad_share, listing(broken))
         made_by = encoder.name if encoder is not None else made_by
         self.text_encoders = {made_by: text_dir} if made_by else {}
         missing = {clip.name: texts[clip.name] for clip in clips if clip.embedding is None}
@@ -391,9 +353,3 @@ def _probe_all(videos: list[Path], index_file: Path, probe: Callable[[Path], Vid
         except OSError as error:
             logger.debug("{}: index not written ({})", index_file, error)
     return [info for _, info in results]
-
-
-def _listing(reasons: Iterable[tuple[str, str]], limit: int = 10) -> str:
-    entries = [f"{name} ({reason})" for name, reason in reasons]
-    more = f"; and {len(entries) - limit} more" if len(entries) > limit else ""
-    return "; ".join(entries[:limit]) + more

@@ -60,13 +60,9 @@ class EDM:
 
     def scaling(self, sigma: Tensor) -> Scaling:
         """Return the coefficients at `sigma` (any shape, > 0); c_noise = ln(sigma) / 4 is the network's timestep."""
-        total = sigma**2 + self.sigma_data**2
-        return Scaling(
-            c_skip=self.sigma_data**2 / total,
-            c_out=sigma * self.sigma_data / total.sqrt(),
-            c_in=1 / total.sqrt(),
-            c_noise=sigma.log() / 4,
-        )
+        data, total = self.sigma_data, sigma**2 + self.sigma_data**2
+        root = total.sqrt()
+        return Scaling(c_skip=data**2 / total, c_out=sigma * data / root, c_in=1 / root, c_noise=sigma.log() / 4)
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
         """Return 1 / c_out^2, which makes the weighted loss a plain mean square in the network's output."""

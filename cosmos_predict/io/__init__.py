@@ -1,4 +1,4 @@
-"""Files: tensors, embeddings and pickles read without running code, atomic writes, the model hub.
+"""Files: tensors, embeddings and pickles read without running code, their strict accounting, atomic writes, the model hub.
 
-Imports `errors` only, of the package; everything may import it. `atomic`, `unpickle` and `hub` import no torch.
+Imports `errors` only, of the package; everything may import it. `accounting`, `atomic`, `unpickle` and `hub` import no torch.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -23,7 +24,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: what the body or the file system raises (disk full, no permission); the target is then as before.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", suffix=".tmp", dir=target.parent))
     try:
         temporary = folder / target.name
@@ -32,9 +33,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise FileNotFoundError(f"{target}: nothing was written to the temporary path {temporary}")
         _flush(temporary)
         os.replace(temporary, target)
-        # The rename itself lives in the folder's data; file systems that cannot flush a folder say so with an OSError.
-        with contextlib.suppress(OSError):
-            _flush(target.parent)
+        _flush_folder(target.parent)  # the rename itself lives in the folder's data
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -48,6 +47,20 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` as UTF-8 to `path`, whole or not at all."""
     atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder, and those above it that are missing, so that a power cut takes none of them away again."""
+    folder = Path(path)
+    missing = list(itertools.takewhile(lambda above: not above.exists(), (folder, *folder.parents)))
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in reversed(missing):
+        _flush_folder(made.parent)
+
+
+def _flush_folder(path: Path) -> None:
+    with contextlib.suppress(OSError):  # file systems that cannot flush a folder say so with one
+        _flush(path)
 
 
 def _flush(path: Path) -> None:

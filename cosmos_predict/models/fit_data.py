@@ -9,13 +9,13 @@ from cosmos_predict.io.embedding_index import check_same_encoder
 from cosmos_predict.models.world_model import WorldModel
 
 
-def check_data(model: WorldModel, dataset: Any) -> None:
+def check_data(model: WorldModel, dataset: Any, debug: bool = False) -> None:
     """Raise ConfigError (sizes) or DataError (text) where what is known of `dataset` does not fit `model`.
 
     Read, where the dataset has them: `shapes`, the (T, H, W) of its samples, else `num_frames` and `video_size`; and
-    `text_encoders`, {name: folder of the embeddings that it made}.
+    `text_encoders`, {name: folder of the embeddings that it made}. debug: any encoder's text will do.
     """
-    for made_by, folder in getattr(dataset, "text_encoders", {}).items():
+    for made_by, folder in getattr(dataset, "text_encoders", {}).items() if not debug else ():
         wanted, setting = model.config.pipe_config.text_encoder, "model.config.pipe_config.text_encoder"
         remedy = f"make them again (scripts/get_t5_embeddings.py --overwrite), or set {setting}={made_by}"
         check_same_encoder(made_by, wanted, folder, setting, remedy)
@@ -36,3 +36,15 @@ def check_data(model: WorldModel, dataset: Any) -> None:
                 f"dataloader_train.dataset.video_size=[{height}, {width}]: tokenizer and patches need multiples of {step}; "
                 f"nearest heights: {' and '.join(map(str, near[0]))}, widths: {' and '.join(map(str, near[1]))}"
             )
+
+
+def latent_frames(model: WorldModel, dataset: Any) -> dict[int, int]:
+    """Return {T: latent frames of a view} of the samples of `dataset`, of all its buckets, as far as they are known.
+
+    Read, where the dataset has them: `shapes`, else `num_frames`, and `latent_frames`, the same of cached latents.
+    """
+    known, tokenizer = dict(getattr(dataset, "latent_frames", {})), model.tokenizer_holder[0]
+    counts = {shape[0] for shape in getattr(dataset, "shapes", ())} or {getattr(dataset, "num_frames", None)}
+    if tokenizer is not None:
+        known = {int(n): tokenizer.get_latent_num_frames(int(n)) for n in counts if n is not None} | known
+    return known

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cosmos_predict.config.lazy import configurable
-from cosmos_predict.text_encoders.t5 import T5_11B, Dtype, T5TextEncoder
+from cosmos_predict.text_encoders.t5 import T5_11B, WIDTH, Dtype, T5TextEncoder
 from cosmos_predict.text_encoders.tiny import TinyTextEncoder
 
 if TYPE_CHECKING:
@@ -40,3 +41,21 @@ def build_text_encoder(
         return TinyTextEncoder(device=device)
     source = T5_11B if str(name_or_path) == "t5" else name_or_path
     return T5TextEncoder(source, dtype=dtype, device=device, offload=offload, cache_dir=cache_dir)
+
+
+@configurable
+class LazyTextEncoder:
+    """The encoder of `build_text_encoder`, built at the first `encode`: a dataset without captions to encode loads none.
+
+    Args: those of `build_text_encoder`, whose errors `encode` raises.
+    """
+
+    width = WIDTH
+
+    def __init__(self, name_or_path: str | Path = "t5", dtype: Dtype | None = None, device: str | None = None) -> None:
+        self.name = "tiny" if str(name_or_path) == "tiny" else T5TextEncoder.name
+        self._build = functools.cache(functools.partial(build_text_encoder, name_or_path, dtype, device))
+
+    def encode(self, prompts: list[str], max_length: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the encoder returns."""
+        return self._build().encode(prompts, max_length)

@@ -57,7 +57,7 @@ def embed_captions(
     A readable output file is kept (`overwrite` removes them all first), a damaged one is made again, and so is one that the
     index says was made of another caption. The encoder is built only where something is left to do. What goes wrong with
     one file is reported under its source, the others go on; an error of the encoder itself is raised, and the files written
-    until then stay.
+    until then stay. Where files are kept that no index tells the encoder of, it stays unknown, with a warning.
 
     Raises DataError where a folder holds embeddings of an encoder other than `encoder_name` ("t5", "tiny") and
     `overwrite` is off.
@@ -92,8 +92,15 @@ def embed_captions(
     for caption in stale:
         for suffix in EMBEDDING_SUFFIXES:
             caption.output.with_name(caption.output.stem + suffix).unlink(missing_ok=True)
-    for index in indices.values():
-        index.text_encoder = encoder_name
+    unknown = {path.parent for path in kept if not indices[path.parent].text_encoder}
+    for folder, index in indices.items():
+        if folder in unknown:
+            logger.warning(
+                f"{folder} holds embeddings of an encoder that nobody noted; they are kept, and the new ones are "
+                f"{encoder_name!r}'s: if the others are not, pass --overwrite"
+            )
+        else:
+            index.text_encoder = encoder_name
     _write_indices(indices)
     texts = sorted(outputs, key=len)  # similar lengths in a batch: little padding to compute
     with tqdm(total=len(captions), initial=len(kept), unit="caption", desc="text embeddings") as progress:

@@ -17,6 +17,7 @@ from cosmos_predict.tokenizers.cosmos_unet import (
     Decoder,
     Encoder,
     Parts,
+    Sizes,
     num_halvings,
     require_part,
     require_published,
@@ -108,19 +109,19 @@ class CosmosImageTokenizer(VideoTokenizer):
         self.spatial_compression_factor, self.temporal_compression_factor = spatial_compression, 1
         levels, halvings = len(channels_mult), num_halvings(spatial_compression, patch_size)
         widths = [channels * m for m in (1, *channels_mult)]
-        sizes = (IMAGE_PARTS, 3 * patch_size**2, widths, num_res_blocks, z_channels)
+        sizes = Sizes(IMAGE_PARTS, 3 * patch_size**2, widths, num_res_blocks, z_channels)
         start = resolution // patch_size
         if "encoder" in parts:
             down = [(level < halvings, False) for level in range(levels)]
             attention = [start // 2 ** min(level, halvings) in attn_resolutions for level in range(levels)]
-            self.encoder = Encoder(*sizes, down, attention)
+            self.encoder = Encoder(sizes, down, attention)
             self.quant_conv = _pointwise(z_channels, latent_channels)
         if "decoder" in parts:
             up = [(level >= levels - halvings, False) for level in range(levels)]
             # The published counter starts at the coarsest level's value whatever the number of halvings.
             resolutions = [start // 2 ** (levels - 1) * 2 ** sum(c for c, _ in up[i + 1 :]) for i in range(levels)]
             self.post_quant_conv = _pointwise(latent_channels, z_channels)
-            self.decoder = Decoder(*sizes, up, [value in attn_resolutions for value in resolutions])
+            self.decoder = Decoder(sizes, up, [value in attn_resolutions for value in resolutions])
         channels_last_weights(self)
 
     def _encode(self, video: Tensor) -> Tensor:

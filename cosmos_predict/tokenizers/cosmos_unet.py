@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,18 +20,35 @@ Resampling = tuple[bool, bool]
 """Whether a level changes space, and whether it changes time."""
 
 
+Layer = Callable[..., nn.Module]
+"""How to build a layer, which is then called as layer(frames, batch)."""
+
+
 @dataclass(frozen=True)
 class Parts:
-    """How to build the parts; every module is called as module(frames, batch)."""
+    """The layers that differ: norm(C), 3x3 (x3) conv and pointwise(C_in, C_out), attention(C), down- and
+    upsample(C, spatial, temporal).
+    """
 
-    norm: Callable[[int], nn.Module]
-    conv: Callable[[int, int], nn.Module]
-    """The 3x3 (x3) convolution."""
-    pointwise: Callable[[int, int], nn.Module]
-    attention: Callable[[int], nn.Module]
-    downsample: Callable[[int, bool, bool], nn.Module]
-    """(channels, spatial, temporal)."""
-    upsample: Callable[[int, bool, bool], nn.Module]
+    norm: Layer
+    conv: Layer
+    pointwise: Layer
+    attention: Layer
+    downsample: Layer
+    upsample: Layer
+
+
+class Sizes(NamedTuple):
+    """What encoder and decoder have in common.
+
+    channels: of a patch. widths: channels after the first convolution and after each level. z_channels: of the latent.
+    """
+
+    parts: Parts
+    channels: int
+    widths: Sequence[int]
+    num_res_blocks: int
+    z_channels: int
 
 
 class ResnetBlock(nn.Module):
@@ -54,13 +71,7 @@ class ResnetBlock(nn.Module):
 class Attention(nn.Module):
     """One head, residual: among the pixels of a frame, or causally along time at each pixel."""
 
-    def __init__(
-        self,
-        norm: Callable[[int], nn.Module],
-        pointwise: Callable[[int, int], nn.Module],
-        channels: int,
-        over_time: bool = False,
-    ) -> None:
+    def __init__(self, norm: Layer, pointwise: Layer, channels: int, over_time: bool = False) -> None:
         super().__init__()
         self.over_time = over_time
         self.norm = norm(channels)
@@ -111,21 +122,12 @@ class Level(nn.Module):
 class Encoder(nn.Module):
     """Patches (T*B, channels, H, W) to (t*B, z_channels, h, w).
 
-    widths: after the first convolution and after each level, which ends in the halving of `down`; attention: whether a
-    level has it.
+    down: what is halved after each level; attention: whether a level has it.
     """
 
-    def __init__(
-        self,
-        parts: Parts,
-        channels: int,
-        widths: Sequence[int],
-        num_res_blocks: int,
-        z_channels: int,
-        down: Sequence[Resampling],
-        attention: Sequence[bool],
-    ) -> None:
+    def __init__(self, sizes: Sizes, down: Sequence[Resampling], attention: Sequence[bool]) -> None:
         super().__init__()
+        parts, channels, widths, num_res_blocks, z_channels = sizes
         self.conv_in = parts.conv(channels, widths[0])
         self.down = nn.ModuleList()
         for (before, width), change, attends in zip(itertools.pairwise(widths), down, attention, strict=True):
@@ -148,20 +150,12 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """(t*B, z_channels, h, w) to patches (T*B, channels, H, W); `up.0` is the finest level, run last.
 
-    widths, up, attention: as for `Encoder`, by level index, with doubling after a level.
+    up: what is doubled after each level, by level index; attention: whether a level has it.
     """
 
-    def __init__(
-        self,
-        parts: Parts,
-        channels: int,
-        widths: Sequence[int],
-        num_res_blocks: int,
-        z_channels: int,
-        up: Sequence[Resampling],
-        attention: Sequence[bool],
-    ) -> None:
+    def __init__(self, sizes: Sizes, up: Sequence[Resampling], attention: Sequence[bool]) -> None:
         super().__init__()
+        parts, channels, widths, num_res_blocks, z_channels = sizes
         self.conv_in = parts.conv(z_channels, widths[-1])
         self.mid = Mid(parts, widths[-1])
         levels = []

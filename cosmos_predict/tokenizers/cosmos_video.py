@@ -20,6 +20,7 @@ from cosmos_predict.tokenizers.cosmos_unet import (
     Decoder,
     Encoder,
     Parts,
+    Sizes,
     num_halvings,
     require_part,
     require_published,
@@ -184,11 +185,11 @@ class CosmosVideoTokenizer(VideoTokenizer):
         widths = [channels * m for m in (1, *channels_mult)]
         # Published code counts a resolution that is halved at every level but the last, whether it is resampled or not.
         attention = [resolution // patch_size // 2**level in attn_resolutions for level in range(levels)]
-        sizes = (VIDEO_PARTS, 3 * patch_size**3, widths, num_res_blocks, z_channels)
+        sizes = Sizes(VIDEO_PARTS, 3 * patch_size**3, widths, num_res_blocks, z_channels)
         if "encoder" in parts:
             last = levels - 1
             down = [(i < last and i < halvings[0], i < last and i < halvings[1]) for i in range(levels)]
-            self.encoder = Encoder(*sizes, down, attention)
+            self.encoder = Encoder(sizes, down, attention)
             self.quant_conv = _pointwise(z_channels, latent_channels)
         if "decoder" in parts:
             up = []
@@ -197,7 +198,7 @@ class CosmosVideoTokenizer(VideoTokenizer):
                 spatial = temporal or (rank < halvings[0] and halvings[0] > halvings[1])
                 up.append((spatial, temporal) if rank < levels - 1 else (False, False))
             self.post_quant_conv = _pointwise(latent_channels, z_channels)
-            self.decoder = Decoder(*sizes, up, attention)
+            self.decoder = Decoder(sizes, up, attention)
 
     def get_latent_num_frames(self, num_pixel_frames: int) -> int:
         """Return t for T frames: a number of whole chunks, or one clip that fits into a chunk."""

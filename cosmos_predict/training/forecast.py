@@ -21,6 +21,7 @@ from cosmos_predict.parallel.activation import POLICIES, activation_bytes
 from cosmos_predict.parallel.mesh import MeshSizes
 from cosmos_predict.tokenizers.load import load_tokenizer
 from cosmos_predict.training.trainer import accumulation_steps, check_frames, mesh_of
+from cosmos_predict.training.validation import NOT_HELD_OUT
 
 # Bytes of both moments of a parameter; in 8 bits there is a float32 scale for 256 values of each.
 MOMENTS = {"fp32": 8.0, "bf16": 4.0, "8bit": 2 + 2 * 4 / 256}
@@ -127,13 +128,12 @@ def forecast(config: Config) -> str:
         chosen = "   <- trainer.activation_checkpointing" if name == trainer.activation_checkpointing else ""
         lines.append(f"  {name:<10} + activations {_size(size)} = {_size(sum(memory.values()) + size)}{chosen}")
     lines.append("             not in it: the video tokenizer and its activations, the libraries' own, fragmentation")
+    if config.checkpoint.async_save:
+        copy = sum(memory[part] for part in ("gradients", "moments", "EMA"))  # gradients take what trained weights do
+        lines.append(f"saving       {_size(copy)} of host memory on top, per process (checkpoint.async_save)")
     if trainer.run_validation:
-        source = (
-            "dataloader_val"
-            if config.dataloader_val is not None
-            else "windows of the training clips that training leaves out"
-        )
-        lines.append(f"validation   {source}, every {trainer.validation_iter} updates")
+        source = "dataloader_val" if config.dataloader_val is not None else NOT_HELD_OUT
+        lines.append(f"validation   every {trainer.validation_iter} updates, on {source}")
     base = config.checkpoint.load_path or model.model_manager_config.dit_path
     lines.append(f"starts from  {base or 'scratch: no base checkpoint is set'}")
     lines += [f"missing      {line}" for line in missing_files(config)]

@@ -79,6 +79,10 @@ def adamw_bf16(
     """Return AdamW with stochastic rounding for a `model` whose weights are stored in bfloat16 (float32 parameters among
     them are updated without rounding). moments: "fp32", "bf16" or "8bit".
 
+    Gradients have the weights' precision: those of several micro-batches add up in bfloat16, since FSDP casts what it has
+    reduced (in float32) to the parameter's dtype. What that rounds off grows with `grad_accum_iter`; few, large
+    micro-batches lose the least, and `adamw8bit` on float32 weights adds up in float32.
+
     Raises ConfigError where no trainable parameter is bfloat16: the optimizer casts no weights.
     """
     groups = parameter_groups(model.parameters(), weight_decay, decay_vectors)

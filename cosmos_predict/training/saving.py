@@ -4,8 +4,9 @@ A save copies this rank's shards to host memory and lets a thread write them bes
 step waits for. The thread talks to no other rank: ranks tell each other that they have written in the reduction that ends
 every update (`Trainer.step`), and the index, which makes the iteration count, is written between two updates. The
 published files are then made from the files of the state, by a thread of the main rank. One save is on its way at most;
-what went wrong is raised between two updates, at the next save or at the end. A run that fails alone finishes its save
-first; one that fails among others leaves it incomplete, since they may be gone.
+what went wrong is raised between two updates: a state that could not be written at once, published files after a save
+of the present state. A run that fails alone finishes its save first; one that fails among others leaves it incomplete,
+since they may be gone.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from cosmos_predict.checkpoint.run_state import (
 from cosmos_predict.config.files import config_hash, to_plain
 from cosmos_predict.config.schema import RESUME_PARTS
 from cosmos_predict.config.tree import changes, to_tree
+from cosmos_predict.data.loader import batch_decides_order
 from cosmos_predict.errors import CheckpointError
 from cosmos_predict.io.atomic import atomic_write_text
 from cosmos_predict.parallel.mesh import Mesh
@@ -63,10 +65,14 @@ class Saver:
     # ---- saving ------------------------------------------------------------------------------------------------
 
     def save(self, last: bool = False) -> None:
-        """Begin to save the present iteration, once the save before is done; if it is the `last`, wait for the end."""
-        self.settle()
+        """Begin to save the present iteration, once the save before is done; if it is the `last`, wait for the end.
+
+        Raises OSError, on every rank: for the state of either save at once, for the published files of the save before
+        when the present state is on disk.
+        """
+        failure = self._wait()
         trainer, progress = self.trainer, self.trainer.progress
-        background = self.options.async_save and not last
+        background = self.options.async_save and not last and failure is None
         tensors, groups = optimizer_state(trainer.optimizer, trainer.model)
         self._writer = StateWriter(
             self.folder,
@@ -80,7 +86,9 @@ class Saver:
                 "config_hash": config_hash(trainer.config),
                 "sample_number": progress.sample_number,
                 "skipped": progress.skipped,
+                "skipped_in_a_row": progress.skipped_in_a_row,
                 "global_batch_size": trainer.global_batch,
+                "batch_size": trainer.batch_size,
                 "world_size": trainer.ranks.world_size,
                 "data_parallel": trainer.sizes.data,
                 "optimizer_groups": groups,
@@ -90,13 +98,18 @@ class Saver:
             copy=background,
         )
         self._task = self._pool.submit(self._writer.write)
-        if not background:
-            self.settle()
+        if not background and (failure := self._wait() or failure):
+            raise failure
 
     @property
     def written(self) -> bool:
         """Whether this rank's thread has nothing left to write."""
         return self._task is None or self._task.done()
+
+    @property
+    def export_failed(self) -> bool:
+        """Whether this rank could not make the published files of the save before."""
+        return self._task is not None and self._task.done() and self._task.exception() is not None
 
     def after_step(self, all_written: bool) -> None:
         """Complete the iteration on its way if every rank has `written` its part."""
@@ -105,17 +118,37 @@ class Saver:
 
     def settle(self) -> None:
         """Wait for the save on its way. Raises OSError, on every rank, when it failed."""
+        if failure := self._wait():
+            raise failure
+
+    def _wait(self) -> OSError | None:
+        """Wait for the save on its way; return, on every rank, why its published files could not be written.
+
+        Raises OSError when its state could not be.
+        """
+        self._poll()
         if self._writer is not None:
             self._complete(self._writer)
-        problem = ""
-        if self._task is not None and (error := self._task.exception()):
-            problem = f"{type(error).__name__}: {error}"
+            self._poll()
+        error = self._task.exception() if self._task is not None else None
         self._task = None
-        if problem := self.mesh.from_main(problem):
-            raise OSError(
-                f"the published files of iteration {self.folder.newest()} could not be written: {problem}. Its state is "
-                "complete: the same command resumes it, and makes them again"
-            )
+        problem = f"{type(error).__name__}: {error}" if error else ""
+        number, problem = self.mesh.from_main((getattr(error, "errno", None), problem))
+        if not problem:
+            return None
+        failure = OSError(
+            f"the published files of iteration {self.folder.newest()} could not be written: {problem}. Its state is "
+            "complete: the same command makes them again"
+        )
+        failure.errno = number
+        return failure
+
+    def _poll(self) -> None:
+        """Wait until every rank has `written`, in collectives of a second at most: they would run out of time in a long one."""
+        pause = 0.05
+        while not all(self.mesh.gather(self.written)):
+            concurrent.futures.wait([self._task] if self._task else [], timeout=pause)
+            pause = min(2 * pause, 1.0)
 
     def _complete(self, writer: StateWriter) -> None:
         assert self._task is not None
@@ -139,10 +172,12 @@ class Saver:
         self.folder.keep_last(self.options.keep_last_k)
 
     def _is_published(self, iteration: int) -> bool:
+        latest = self.folder.checkpoints / "latest_checkpoint.txt"  # written after the files
         paths = self.folder.exports(iteration)
         if self.trainer.lora:  # the file that is written last
             paths = {part: path / CONFIG_FILE for part, path in self.folder.adapters(iteration).items()}
-        return all(path.exists() for part, path in paths.items() if part != "ema" or self.trainer.ema is not None)
+        there = all(path.exists() for part, path in paths.items() if part != "ema" or self.trainer.ema is not None)
+        return there and latest.is_file() and latest.read_text().startswith(f"iter_{iteration:09d}")
 
     def finish_alone(self) -> None:
         """After an error, complete the save on its way; among other ranks, which may be gone, leave it incomplete."""
@@ -159,12 +194,22 @@ class Saver:
         """Continue the newest complete iteration of the run's folder, or else what `checkpoint.load_path` is asked for.
 
         What is taken: model (with EMA), optim, scheduler, trainer (iteration, sample number, random generators), but
-        none of `keys_not_to_resume`. Published files that are gone are made again.
+        none of `keys_not_to_resume`. Published files that are gone are made again. Raises CheckpointError for `trainer` in
+        `keys_not_to_resume` where the run's own folder is continued.
         """
+        left = set(self.options.keys_not_to_resume)
         folder, iteration = self.folder, self.mesh.from_main(self.folder.newest())
         wanted: set[str] = set(RESUME_PARTS)
         if own := iteration is not None:
             folder.check_recipe(self.trainer.recipe, iteration)
+            if "trainer" in left:
+                raise CheckpointError(
+                    f"checkpoint.keys_not_to_resume={sorted(left)}, but {folder.root} is this run's own folder: counting its "
+                    "iterations from 0 would mix new ones with the old. Take 'trainer' out to continue the run, or start another "
+                    f"job.name from it with checkpoint.load_path={folder.root} checkpoint.load_training_state=true"
+                )
+            if left:
+                self._log("checkpoint.keys_not_to_resume: every start begins {} anew", sorted(left), level="WARNING")
         elif self.options.load_training_state or self.options.only_load_scheduler_state:
             folder, iteration = state_at(self.options.load_path or "")
             wanted = wanted if self.options.load_training_state else {"model", "scheduler"}
@@ -172,8 +217,9 @@ class Saver:
             with SavedState(folder, iteration, self.mesh) as saved:
                 if own:
                     self._keep_global_batch(saved.index["global_batch_size"], saved.index["data_parallel"])
+                    self._keep_order(saved.index.get("batch_size", self.trainer.batch_size))
                     self._log_changes(saved.index)
-                self._take(saved, wanted - set(self.options.keys_not_to_resume), folder)
+                self._take(saved, wanted - left, folder)
             self._log(
                 "resumed {} at iteration {}, saved by {} rank(s)", folder.root, iteration, saved.index["world_size"]
             )
@@ -217,7 +263,7 @@ class Saver:
             restore_rng(saved)
             progress = trainer.progress
             progress.iteration, progress.sample_number = index["iteration"], index["sample_number"]
-            progress.skipped = index["skipped"]
+            progress.skipped, progress.skipped_in_a_row = index["skipped"], index.get("skipped_in_a_row", 0)
 
     def _keep_global_batch(self, saved: int, data_parallel: int) -> None:
         """Let accumulation make up for another number of ranks; the samples of an update are part of the run."""
@@ -237,6 +283,15 @@ class Saver:
         trainer.accumulation = saved // (trainer.batch_size * ranks)
         self._log("saved by {} data-parallel rank(s), the global batch stays:", data_parallel)
         trainer.log_batch()
+
+    def _keep_order(self, saved: int) -> None:
+        """Refuse another batch size where it decides which items an update reads."""
+        present = self.trainer.batch_size
+        if saved != present and batch_decides_order(self.trainer.dataset):
+            raise CheckpointError(
+                f"{self.folder.root} was trained with batch size {saved}, this run has {present}: with several buckets or "
+                f"datasets that reads other samples; set dataloader_train.batch_size={saved} (and accumulate)"
+            )
 
     def _log_changes(self, index: dict[str, Any]) -> None:
         """Say which settings are not those that the folder's newest state was trained with."""

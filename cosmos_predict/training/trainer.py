@@ -32,7 +32,7 @@ from cosmos_predict.config.schema import Config
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.io.tensors import TensorFile
 from cosmos_predict.models.config import PipeConfig
-from cosmos_predict.models.fit_data import check_data
+from cosmos_predict.models.fit_data import check_data, latent_frames
 from cosmos_predict.models.world_model import WorldModel
 from cosmos_predict.networks.lora import initialize_adapter, inject_lora, without_adapters
 from cosmos_predict.parallel.activation import apply_activation_checkpointing, compile_blocks
@@ -83,6 +83,7 @@ class Trainer:
         self.progress = Progress()
         self.saver = Saver(self)
         self.all_written = True  # by all ranks, of the save on its way
+        self.export_failed = False  # on the main rank, known to all
         self.stop_signal: str | None = None  # what all ranks agreed on
         self._received: signal.Signals | None = None  # what this one got
 
@@ -99,10 +100,16 @@ class Trainer:
         # No weight exists before each rank fills its own shards.
         self.model: WorldModel = instantiate(config.model, device=self.device, net_device="meta")
         self.dataset = instantiate(self.dataset_config)  # before weights are read: what does not fit is told at once
-        check_data(self.model, self.dataset)
+        check_data(self.model, self.dataset, config.job.debug)
         tokenizer, num_frames = self.model.tokenizer_holder[0], self.dataset_config.get("num_frames")
         if tokenizer is not None and num_frames is not None:
             check_frames(self.model.config.pipe_config, tokenizer, int(num_frames), self.sizes.context)
+        for count, made in sorted(latent_frames(self.model, self.dataset).items()):
+            try:
+                if made > 1:  # a single image is never divided
+                    check_context_parallel(self.sizes.context, made, self.model.net.config.num_heads)
+            except ConfigError as error:
+                raise ConfigError(f"samples of {count} frames (num_frames or length_buckets): {error}") from None
         net, self.units = self.model.net, [self.model.net, *filter(None, [self.model.logvar])]
         if self.trains_lora:
             options = self.model.config  # float32 adapters cost little, beside weights of any precision
@@ -233,7 +240,8 @@ class Trainer:
             raise
         finally:
             torch.use_deterministic_algorithms(before)
-            self.folder.release()
+            if self.saver.written:  # a thread that still writes keeps the folder as long as it lives
+                self.folder.release()
         return self.progress
 
     def _loop(self) -> None:
@@ -256,7 +264,8 @@ class Trainer:
             self.saver.after_step(self.all_written)
             for callback in self.callbacks:
                 callback.on_step(self, report)
-            last = progress.iteration >= config.trainer.max_iter or self.stop_signal is not None
+            # A failed export is raised by the save, with the state on disk.
+            last = progress.iteration >= config.trainer.max_iter or self.stop_signal is not None or self.export_failed
             if progress.iteration % config.checkpoint.save_iter == 0 or last:
                 self.saver.save(last)
         if self.stop_signal is not None:
@@ -300,18 +309,18 @@ class Trainer:
         return StepReport(progress.iteration, losses, clip.total_norm, lr, clip.skip_step, self.global_batch, waited)
 
     def _agree(self, losses: list[LossRecord]) -> list[LossRecord]:
-        """Return the losses averaged over all ranks, and set `stop_signal` when any rank got a signal, `all_written`."""
+        """Return the losses averaged over all ranks; set `stop_signal` if any got a signal, `all_written`, `export_failed`."""
         if self.sizes.world == 1:
             self.stop_signal = self._received.name if self._received else None
-            self.all_written = self.saver.written
+            self.all_written, self.export_failed = self.saver.written, self.saver.export_failed
             return losses
         values = [value.float() for record in losses for value in (record.loss, record.mse)]
-        flags = [float(flag) for flag in (*(self._received == number for number in STOP_SIGNALS), self.saver.written)]
-        total = self.mesh.sum(torch.cat([torch.stack(values), torch.tensor(flags, device=self.device)]))
+        flags = [*(self._received == number for number in STOP_SIGNALS), self.saver.export_failed, self.saver.written]
+        total = self.mesh.sum(torch.cat([torch.stack(values), torch.tensor(flags, device=self.device).float()]))
         mean = (total[: len(values)] / self.sizes.world).reshape(-1, 2)
-        *counts, written = total[len(values) :].tolist()
+        *counts, failed, written = total[len(values) :].tolist()
         self.stop_signal = next((s.name for s, n in zip(STOP_SIGNALS, counts, strict=True) if n), None)
-        self.all_written = written == self.sizes.world
+        self.all_written, self.export_failed = written == self.sizes.world, failed > 0
         return [LossRecord(loss, mse, record.shape) for (loss, mse), record in zip(mean, losses, strict=True)]
 
     def _count_skip(self, norm: float) -> None:
@@ -350,10 +359,12 @@ class Trainer:
             yield
             return
 
-        first = 0.0
+        first, owner = 0.0, os.getpid()
 
         def handle(number: int, _frame: object) -> None:
             nonlocal first
+            if os.getpid() != owner:  # a worker just forked, which does not ignore signals yet
+                return
             if number == signal.SIGINT == self._received and time.monotonic() - first > 1:
                 raise KeyboardInterrupt
             if number == signal.SIGINT != self._received:

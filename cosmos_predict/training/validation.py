@@ -1,4 +1,4 @@
-"""The loss on held-out samples at fixed noise levels and fixed noise, so that two values differ by the weights alone."""
+"""The loss on fixed samples at fixed noise levels and fixed noise, so that two values differ by the weights alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 BANDS = {"low": 0.1, "mid": 0.5, "high": 0.9}
 BAND_DRAWS = 4096  # draws of the training distribution whose quantiles are the levels
-HELD_OUT_FROM = 2**40  # no run trains on so many samples
+OTHER_DRAWS_FROM = 2**40  # no run trains on so many samples
+NOT_HELD_OUT = "other draws of the training clips' windows; not held out: set dataloader_val for that"
 WEIGHTS = ("reg", "ema", "both")
 
 
@@ -66,8 +67,9 @@ def band_levels(
 class Validation(Callback):
     """Evaluate the loss every `trainer.validation_iter` updates, before the first and after the last.
 
-    The samples are those of `dataloader_val`, else of the training set from sample number `first_sample` on: windows
-    (clips, where a dataset generates them) that training never reaches. Up to `trainer.max_val_iter` batches, divided
+    The samples are those of `dataloader_val`, else of the training set from sample number `first_sample` on: other draws of
+    the training clips' windows (other clips, where a dataset generates them), which are not held out: a model that learns
+    its clips by heart does well on them. Up to `trainer.max_val_iter` batches, divided
     over the data-parallel ranks. Noise and number of given frames are functions of (seed, sample number), nothing is
     dropped. Published are `val/loss` and `val/mse`, means over samples and bands, and `val/<band>/loss`,
     `val/<band>/mse`; of the averaged weights as `val/ema/...`.
@@ -90,7 +92,7 @@ class Validation(Callback):
         bands: Mapping[str, float] | None = None,
         weights: str = "reg",
         seed: int = 1,
-        first_sample: int = HELD_OUT_FROM,
+        first_sample: int = OTHER_DRAWS_FROM,
         at_start: bool = True,
     ) -> None:
         self.bands = dict(BANDS if bands is None else bands)
@@ -146,6 +148,8 @@ class Validation(Callback):
             dataset = instantiate(loader.dataset)
         else:
             loader, start, dataset = config.dataloader_train, self.first_sample, trainer.dataset
+            if trainer.ranks.rank == 0:
+                logger.warning("validation on {}", NOT_HELD_OUT)
         size = int(loader.get("batch_size", 1))  # type: ignore[union-attr]
         whole = -(-len(dataset) // size)
         batches = min(config.trainer.max_val_iter or whole, whole)

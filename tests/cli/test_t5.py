@@ -186,6 +186,17 @@ def test_embeddings_without_an_index_are_trusted_until_their_caption_changes(
     assert json.loads((dataset / "t5_xxl.json").read_text())["text_encoder"] == "tiny"
 
 
+def test_new_embeddings_beside_those_of_an_unknown_encoder_do_not_name_them(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", {"a": "a dog", "b": "a cat"})
+    write_embedding(dataset / "t5_xxl" / "a.pickle", np.ones((3, 1024), np.float16))
+    done = run(dataset)
+    assert done.returncode == 0 and "1 written, 1 skipped" in done.stdout
+    assert json.loads((dataset / "t5_xxl.json").read_text())["text_encoder"] == ""
+    assert "holds embeddings of an encoder that nobody noted; they are kept, and the new ones are 'tiny'" in done.stderr
+    assert "2 written" in run(dataset, "--overwrite").stdout
+    assert json.loads((dataset / "t5_xxl.json").read_text())["text_encoder"] == "tiny"
+
+
 def test_without_network_the_offline_encoder_is_named(
     tmp_path: Path,
 ) -> None:

@@ -13,9 +13,10 @@ from PIL import Image
 
 from cosmos_predict.config.compose import compose
 from cosmos_predict.config.lazy import instantiate
+from cosmos_predict.data import loader
 from cosmos_predict.data.image_folder import ImageFolderDataset
 from cosmos_predict.data.latent_cache import LatentCacheDataset, cache_key, write_cache
-from cosmos_predict.data.loader import BatchPlan, build_dataloader, item_index
+from cosmos_predict.data.loader import BatchPlan, batch_decides_order, build_dataloader, item_index
 from cosmos_predict.data.mixed import MixedDataset
 from cosmos_predict.data.transforms import RESOLUTION_BUCKETS, aspect_sizes
 from cosmos_predict.data.video_folder import VideoFolderDataset
@@ -86,6 +87,14 @@ def test_one_bucket_is_the_plain_order_and_far_numbers_are_quick() -> None:
     assert plan.items(range(7, 11)) == [item_index(n, 5, 3) for n in range(7, 11)]
     far = BatchPlan([0, 0, 1], seed=3)
     assert len(far.items(range(2**40 + 1, 2**40 + 4))) == 3
+
+
+def test_the_orders_of_many_buckets_are_kept_while_they_are_read_in_turn() -> None:
+    loader._epoch_order.cache_clear()
+    for _ in range(3):
+        for items in range(10, 110):
+            item_index(0, items, seed=1)
+    assert loader._epoch_order.cache_info().misses == 100
 
 
 def test_published_and_derived_sizes() -> None:
@@ -187,6 +196,7 @@ def test_images_train_as_images_and_videos_as_videos(mixed: MixedDataset) -> Non
     assert config.dataloader_train is not None and config.dataloader_train.dataset.parts.videos.num_frames == 5
     model = instantiate(config.model)
     check_data(model, mixed)
+    assert batch_decides_order(mixed) and not batch_decides_order(mixed.parts["images"])
     kinds = []
     for _, batch in zip(range(4), build_dataloader(mixed, 2), strict=False):
         kinds.append(model.prepare(batch)[1].data_type)

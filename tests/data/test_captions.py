@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from cosmos_predict.data.captions import caption_all, caption_of, captions_from_csv
+from cosmos_predict.data.captions import caption_all, caption_of, captions_from_csv, encode_texts
 from cosmos_predict.data.import_folder import extract_images
 from cosmos_predict.data.video_reader import write_video
 from cosmos_predict.errors import DataError
 from cosmos_predict.io.embeddings import read_embedding
+from cosmos_predict.text_encoders.tiny import TinyTextEncoder
 from tests.data.conftest import counting_frames
 
 
@@ -155,3 +157,17 @@ def test_images_from_videos(tmp_path: Path, clip: Path) -> None:
     assert missing.returncode == 2 and "/nowhere/videos: no such folder" in missing.stderr
     with pytest.raises(DataError, match="stride=0"):
         extract_images(source, output, 0)
+
+
+def test_an_embedding_that_does_not_fit_float16_is_named() -> None:
+    class Loud(TinyTextEncoder):
+        def encode(self, prompts: list[str], max_length: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
+            embeddings, mask = super().encode(prompts, max_length)
+            loud = torch.tensor([prompt == "a loud dog" for prompt in prompts])
+            return embeddings * torch.where(loud, 1e9, 1.0)[:, None, None], mask
+
+    assert set(encode_texts(Loud(), {"a": "a dog", "b": "a cat"})) == {"a", "b"}
+    with pytest.raises(
+        DataError, match=r"caption of 'b' \('a loud dog'\) does not fit float16; encode in float32 or bfl"
+    ):
+        encode_texts(Loud(), {"a": "a dog", "b": "a loud dog"})

@@ -79,6 +79,22 @@ def test_text_is_encoded_where_files_are_missing(make_folder: Callable[..., Path
         VideoFolderDataset(folder, 9, (24, 32), text_encoder=encoder)
 
 
+def test_the_encoder_is_built_only_for_captions_without_embedding(make_folder: Callable[..., Path]) -> None:
+    """`text=t5` costs nothing where all embeddings are there: no weights are looked for."""
+    folder = make_folder({"a": 9, "b": 9})
+    config = compose(["experiment=tiny_video2world", "debug=true", "data=video_folder", "text=t5"])
+    assert config.dataloader_train is not None
+    data = config.dataloader_train.dataset
+    data.dataset_dir, data.num_frames, data.text_encoder.name_or_path = str(folder), 9, "/nowhere/t5"
+    assert len(instantiate(data)) == 2
+    (folder / "t5_xxl" / "a.pickle").unlink()
+    with pytest.raises(FileNotFoundError, match="/nowhere/t5"):
+        instantiate(data)
+    data.text_encoder.name_or_path = "tiny"
+    embeddings, _ = TinyTextEncoder().encode(["clip a"])
+    assert torch.equal(torch.from_numpy(instantiate(data).texts["a"]), embeddings[0][: len("clip a") + 1].half())
+
+
 def test_a_configuration_builds_it(images: Path) -> None:
     overrides = ["experiment=tiny_video2world", "data=image_folder", f"dataloader_train.dataset.dataset_dir={images}"]
     config = compose(["text=tiny", *overrides])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from loguru import logger
 from safetensors.torch import load_file
 
 from cosmos_predict.config.compose import compose
@@ -16,11 +17,13 @@ from cosmos_predict.config.lazy import instantiate
 from cosmos_predict.data.latent_cache import CacheReport, LatentCacheDataset, cache_key, write_cache
 from cosmos_predict.data.loader import build_dataloader
 from cosmos_predict.data.video_folder import VideoFolderDataset
+from cosmos_predict.data.video_reader import write_video
 from cosmos_predict.errors import ConfigError, DataError
 from cosmos_predict.models.config import TokenizerConfig
 from cosmos_predict.models.world_model import WorldModel
 from cosmos_predict.text_encoders.tiny import TinyTextEncoder
 from cosmos_predict.tokenizers.dct import DCTTokenizer
+from tests.data.conftest import counting_frames
 
 DCT = TokenizerConfig(name="dct", options={"channels": 16})
 
@@ -110,12 +113,69 @@ def test_a_cache_is_resumed(make_folder: Callable[..., Path], tmp_path: Path) ->
     (cache / "latents" / "b.safetensors").write_bytes(whole[:2000])
     with pytest.raises(DataError, match=r"b.safetensors: cannot be read .* run again"):
         for number in range(3):
-            cached(cache)[number]
+            cached(cache, strict=True)[number]
     (folder / "videos" / "c.mp4").touch()  # a changed video is encoded again
     report = make(pixels(folder), cache)
     assert (report.written, report.kept) == (2, 1)
     assert load_file(cache / "latents" / "b.safetensors")["latent"].shape == (1, 16, 3, 6, 8)
     assert sorted(path.name for path in (cache / "latents").iterdir()) == [f"{n}.safetensors" for n in "abc"]
+
+
+def test_an_interrupted_change_is_not_taken_for_a_finished_cache(
+    make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, cache = make_folder({"a": 20, "b": 20, "c": 20}), tmp_path / "cache"
+    make(pixels(folder), cache)
+    for name in "ab":  # fewer windows than before
+        write_video(folder / "videos" / f"{name}.mp4", counting_frames(9), fps=10)
+    old, calls = cached(cache, strict=True, shuffle=False), 0
+
+    def stop_at_second(video: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return DCTTokenizer(16).encode(video)
+
+    with pytest.raises(KeyboardInterrupt):
+        make(pixels(folder), cache, encode=stop_at_second)
+    with pytest.raises(DataError, match="the cache is not finished; run again: python scripts/cache_latents.py"):
+        cached(cache)
+    with pytest.raises(DataError, match=r"a.safetensors: cannot be read .* run again"):  # opened before that
+        for number in range(0, 60, 3):
+            old[number]
+    report = make(pixels(folder), cache)
+    assert (report.written, report.kept) == (1, 2) and [clip["windows"] for clip in cached(cache).clips] == [1, 1, 12]
+
+
+def test_a_damaged_file_is_named_counted_and_replaced(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    cache, lines = tmp_path / "cache", list[str]()
+    make(pixels(make_folder({"a": 9, "b": 9, "c": 9, "short": 5}), length_buckets=[5]), cache)
+    whole = [cached(cache)[n] for n in range(12)]
+    (cache / "latents" / "b.safetensors").write_bytes(b"nothing")
+    handle = logger.add(lambda message: lines.append(str(message)), level="WARNING", format="{message}")
+    try:
+        dataset, again = cached(cache), cached(cache)
+        samples = [dataset[n] for n in range(12)]
+    finally:
+        logger.remove(handle)
+    assert len(lines) == 1 and "b.safetensors: replaced by another clip (1 failed so far): " in lines[0]
+    for number, (good, sample) in enumerate(zip(whole, samples, strict=True)):
+        before, after = (Path(one["video_name"]["latent_path"]).stem for one in (good, sample))
+        assert after == before if before != "b" else after in "ac"  # of the same shape
+        assert again[number]["video_name"] == sample["video_name"] and sample["latent"].shape == good["latent"].shape
+    assert "b" in {Path(one["video_name"]["latent_path"]).stem for one in whole}
+    (cache / "latents" / "a.safetensors").unlink()
+    with pytest.raises(DataError, match=r"cache: 2 of 4 clips cannot be read, more than max_bad_share=0.1: "):
+        for number in range(12):
+            dataset[number]
+
+
+def test_latent_frames_are_read_from_the_files(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    make(pixels(make_folder({"a": 9, "b": 9, "short": 5}), length_buckets=[5]), cache)
+    (cache / "latents" / "a.safetensors").write_bytes(b"nothing")
+    assert cached(cache).latent_frames == {9: 3, 5: 2}
 
 
 def test_text_encoded_at_start_is_cached(make_folder: Callable[..., Path], tmp_path: Path) -> None:

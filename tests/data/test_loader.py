@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import subprocess
+import time
 from typing import Any
 
 import pytest
@@ -64,6 +67,27 @@ def test_fewer_items_than_a_batch() -> None:
 
 def test_a_bounded_stream_ends() -> None:
     assert len(list(build_dataloader(Items(3), 2, num_batches=4))) == 4
+
+
+class Slow(Items):
+    def __getitem__(self, sample_number: int) -> dict[str, Any]:
+        time.sleep(0.1)
+        return super().__getitem__(sample_number)
+
+
+def test_workers_leave_signals_to_their_run() -> None:
+    """Not those that the run's whole group gets, but its own word, without which it would wait for them at its exit."""
+    iterator = iter(build_dataloader(Slow(5), num_workers=2))
+    first, workers = next(iterator), multiprocessing.active_children()
+    for worker in workers:
+        for number in ("INT", "USR1", "TERM"):  # from another process, as a launcher's
+            subprocess.run(["kill", f"-{number}", str(worker.pid)], check=True)
+    following = [next(iterator)["sample_number"].item() for _ in range(8)]
+    assert first["sample_number"].item() == 0 and following == list(range(1, 9))
+    for worker in workers:
+        worker.terminate()
+        worker.join(5)
+        assert worker.exitcode == 0
 
 
 def test_bad_sizes() -> None:

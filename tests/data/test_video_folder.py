@@ -142,7 +142,7 @@ def test_a_clip_that_fails_later_is_replaced_the_same_way_every_time(make_folder
     names = [[Path(dataset[n]["video_name"]["video_path"]).stem for n in range(8)] for dataset in datasets]
     assert names[0] == names[1] and "b" not in names[0]
     bad = [clip.name for clip in datasets[0].clips].index("b")
-    assert list(datasets[0].bad) == [bad]
+    assert list(datasets[0].bad.reasons) == [bad]
     warnings = [line for line in log if "replaced by another clip" in line]
     assert len(warnings) == 2 and all("b.mp4" in line and "not a readable video" in line for line in warnings)
     assert int(datasets[0][3]["sample_number"]) == 3
@@ -156,11 +156,10 @@ def test_too_many_failures_are_an_error(make_folder: Folder) -> None:
     with pytest.raises(DataError, match=r"2 of 4 clips cannot be read, more than max_bad_share=0\.1: .*\.mp4 \("):
         for number in range(4):
             dataset[number]
-    strict = VideoFolderDataset.__new__(VideoFolderDataset)
-    strict.__dict__.update(dataset.__dict__, strict=True, bad={})
+    dataset.bad.strict = True
     with pytest.raises(DataError, match=r"\.mp4: not a readable video"):
         for number in range(4):
-            strict[number]
+            dataset[number]
 
 
 def test_a_bad_embedding_is_replaced_but_an_unsafe_one_is_an_error(make_folder: Folder) -> None:
@@ -169,7 +168,7 @@ def test_a_bad_embedding_is_replaced_but_an_unsafe_one_is_an_error(make_folder: 
     (folder / "t5_xxl" / "b.pickle").unlink()
     dataset = open_folder(folder)
     assert all("b.mp4" not in dataset[n]["video_name"]["video_path"] for n in range(3))
-    assert "(3, 7)" in next(iter(dataset.bad.values()))
+    assert "(3, 7)" in next(iter(dataset.bad.reasons.values()))
     (folder / "t5_xxl" / "a.pickle").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(UnsafeFileError):
         for number in range(3):

@@ -20,6 +20,21 @@ def test_writes_and_replaces(tmp_path: Path) -> None:
     assert os.listdir(target.parent) == ["clip.mp4"]
 
 
+def test_new_folders_are_flushed_into_those_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed, fsync = [], os.fsync
+
+    def recorded(descriptor: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    atomic_write_bytes(tmp_path / "a" / "b" / "state", b"x")
+    assert flushed[:2] == [tmp_path, tmp_path / "a"] and flushed[-1] == tmp_path / "a" / "b"
+    flushed.clear()
+    atomic_write_bytes(tmp_path / "a" / "b" / "state", b"y")
+    assert len(flushed) == 2  # the file, and its folder after the rename
+
+
 def test_the_temporary_path_has_the_targets_name_and_file_system(tmp_path: Path) -> None:
     with atomic_path(tmp_path / "clip.mp4") as temporary:
         assert temporary.name == "clip.mp4" and temporary.parent.parent == tmp_path

@@ -208,6 +208,8 @@ def test_unknown_names() -> None:
         load_tokenizer("wan2.1")
     with pytest.raises(ConfigError, match="WanVAE.* unexpected keyword argument 'dims'"):
         build_tokenizer("wan2.1", device="meta", dims=3)
+    with pytest.raises(ConfigError, match="CosmosImageTokenizer: unexpected keyword argument 'dims'"):
+        build_tokenizer("cosmos_ci8x8", device="meta", dims=3)
 
 
 def test_every_wrong_tensor_is_listed(tmp_path: Path) -> None:

@@ -146,6 +146,8 @@ def test_sizes_that_do_not_fit(vae: WanVAE) -> None:
 
 
 def test_arguments_that_do_not_fit() -> None:
+    with pytest.raises(ConfigError, match="dropout=0.1: no published Wan VAE has any"):
+        WanVAE(dropout=0.1)
     with pytest.raises(ConfigError, match="attn_scales"):
         WanVAE(**TINY, attn_scales=[1.0])
     with pytest.raises(ConfigError, match="temporal_window=6: expected a multiple of 4"):

@@ -156,7 +156,19 @@ def test_it_says_what_the_run_starts_from() -> None:
 
 def test_validation_says_on_what() -> None:
     text = forecast(config_of(NAME.format("2b"), "trainer.run_validation=true", "trainer.validation_iter=7"))
-    assert "validation   windows of the training clips that training leaves out, every 7 updates" in text
+    assert (
+        "validation   every 7 updates, on other draws of the training clips' windows; not held out: set dataloader_val"
+        in text
+    )
+
+
+def test_a_save_takes_host_memory() -> None:
+    config = config_of("experiment=tiny_video2world")
+    held = memory("experiment=tiny_video2world")
+    copy = (held["weights"] + held["moments"] + held["EMA"]) / 2**20
+    line = f"saving       {copy:,.2f} MiB of host memory on top, per process (checkpoint.async_save)"
+    assert line in forecast(config)
+    assert "saving  " not in forecast(config_of("experiment=tiny_video2world", "checkpoint.async_save=false"))
 
 
 def test_the_table_of_the_documentation() -> None:

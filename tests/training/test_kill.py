@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from cosmos_predict.checkpoint.run_folder import RunFolder
+from cosmos_predict.errors import ConfigError
 from tests.training.kill_program import iterations_logged, saving
 from tests.training.test_trainer import state_at_newest
 from tests.training.tiny_run import BASE
@@ -29,7 +30,9 @@ def folder_of(root: Path) -> RunFolder:
     return RunFolder(root / "cosmos_predict" / "tiny" / "tiny_video2world_debug")
 
 
-def start(root: Path, *overrides: str, before: Callable[[], object] | None = None) -> subprocess.Popen[str]:
+def start(
+    root: Path, *overrides: str, before: Callable[[], object] | None = None, group: bool = False
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "train", "--", *BASE, *overrides],
         cwd=REPOSITORY,
@@ -38,6 +41,7 @@ def start(root: Path, *overrides: str, before: Callable[[], object] | None = Non
         stderr=subprocess.STDOUT,
         text=True,
         preexec_fn=before,
+        start_new_session=group,
     )
 
 
@@ -62,7 +66,7 @@ def finish(process: subprocess.Popen[str], status: int = 0) -> str:
 @pytest.mark.parametrize(
     ("seed", "overrides"),
     [
-        pytest.param(1, [], id="fp32"),
+        pytest.param(1, ["dataloader_train.num_workers=2"], id="fp32-two-workers"),
         pytest.param(2, ["optimizer=adamw_bf16", "optimizer.moments=fp32"], id="bf16-stochastic"),
         pytest.param(3, ["optimizer=adamw8bit"], id="8bit-moments"),
     ],
@@ -102,6 +106,35 @@ def test_what_a_killed_save_leaves_is_dropped_by_the_next_start(tmp_path: Path) 
     assert not list(tmp_path.rglob("half")) and not saving(folder)
 
 
+def test_the_lock_of_a_killed_process_is_free_though_its_child_lives(tmp_path: Path) -> None:
+    """As that of a run whose workers have not seen yet that it is gone; the end of a child leaves it alone."""
+    program = (
+        "import os, sys, time\n"
+        "from cosmos_predict.checkpoint.run_folder import RunFolder\n"
+        "folder = RunFolder(sys.argv[1])\n"
+        "folder.acquire()\n"
+        "if os.fork():\n"
+        "    if not (short := os.fork()):\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(short, 0)\n"
+        "    print('held', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, env=ENV, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="is held by a run that is still alive"):
+            RunFolder(tmp_path).acquire()
+        process.kill()
+        process.wait()
+        RunFolder(tmp_path).acquire()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 # ---- signals -----------------------------------------------------------------------------------------------------------
 
 
@@ -115,6 +148,22 @@ def test_ctrl_c_saves_and_leaves_with_130(tmp_path: Path) -> None:
     assert newest is not None and iterations_logged(folder)[-1] == newest and folder.exports(newest)["both"].exists()
     assert "Ctrl-C: saving after this update, then leaving; a second one leaves at once" in output
     assert f"SIGINT: saved iteration {newest} and stopping; the same command resumes it" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 130)])
+def test_a_signal_to_the_whole_group_is_the_runs_alone(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    """Slurm signals every process of a job, and a terminal the group: the workers read on until the run ends."""
+    options = ["trainer.max_iter=100000", "dataloader_train.num_workers=2"]
+    process, folder = start(tmp_path, *options, group=True), folder_of(tmp_path)
+    wait_for(lambda: len(iterations_logged(folder)) >= 3, process)
+    os.killpg(process.pid, number)
+    output = finish(process, status)
+    newest = folder.newest()
+    assert newest is not None and iterations_logged(folder)[-1] == newest and folder.exports(newest)["both"].exists()
+    assert output.count(f"{number.name}: saved iteration {newest} and stopping") == 1
+    assert output.count("Ctrl-C: saving after this update") == (number == signal.SIGINT), output
     assert "Traceback" not in output
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -106,6 +107,93 @@ def test_a_failed_export_is_raised_and_made_again(tmp_path: Path) -> None:
     assert trainer.folder.exports(2)["both"].is_file()
 
 
+@pytest.mark.parametrize("save_iter", [1, 20])
+def test_a_failed_export_ends_the_run_with_the_present_state_saved(tmp_path: Path, save_iter: int) -> None:
+    """After the update in which it is seen, not at the save after; and no update is lost."""
+    blocked = RunFolder(tmp_path / "cosmos_predict" / "tiny" / "tiny_video2world_debug").checkpoints / "model"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("no folder")
+    options = [f"checkpoint.save_iter={save_iter}", f"trainer.max_iter={2 * save_iter + 2}"]
+    with pytest.raises(OSError, match="the published files of iteration .* could not be written") as caught:
+        run(tmp_path, *options)
+    assert caught.value.errno in (errno.EEXIST, errno.ENOTDIR)  # as that of a full disk, which the run looks at
+    folder = find_run_folder(blocked.parents[1])
+    newest = folder.newest() if folder else None
+    assert folder is not None and newest is not None and save_iter < newest < 2 * save_iter + 1
+    logged = [json.loads(line)["iteration"] for line in (folder.root / "metrics.jsonl").read_text().splitlines()]
+    assert logged[-1] == newest
+    blocked.unlink()
+    assert run(tmp_path, *options).folder.exports(2 * save_iter + 2)["both"].is_file()
+
+
+def test_a_killed_export_is_made_again(tmp_path: Path) -> None:
+    """The kill came after the file and before `latest_checkpoint.txt`, or in the removal of the iteration before."""
+    folder = run(tmp_path, "trainer.max_iter=2", "checkpoint.save_iter=1", "checkpoint.keep_last_k=null").folder
+    latest, files = folder.checkpoints / "latest_checkpoint.txt", [folder.exports(n)["both"] for n in (1, 2)]
+    assert published_file(folder.root) == files[1]
+    latest.write_text("iter_000000001.pt\n")
+    files[1].unlink()
+    assert published_file(folder.root) == files[0]
+    files[0].unlink()
+    with pytest.raises(CheckpointError, match=r"iteration 2 has no published file yet .*: start that run again"):
+        published_file(folder.root)
+    run(tmp_path, "trainer.max_iter=2")
+    content = files[1].read_bytes()
+    latest.write_text("iter_000000001.pt\n")
+    run(tmp_path, "trainer.max_iter=2")
+    assert latest.read_text() == "iter_000000002.pt\n" and files[1].read_bytes() == content
+
+
+def test_a_killed_removal_is_finished_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path)
+    for iteration in (1, 2, 3):
+        folder.index(iteration).parent.mkdir(parents=True)
+        folder.index(iteration).write_text('{"files": {}}')
+        folder.exports(iteration)["both"].parent.mkdir(exist_ok=True)
+        folder.exports(iteration)["both"].touch()
+    kept = shutil.rmtree
+    for stop in (Path.unlink, kept):  # the first removal of a file, or of a folder, is the last thing that is done
+
+        def killed(*args: object, stop=stop, **options: object) -> None:
+            stop(*args, **options)  # type: ignore[operator]
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(*((Path, "unlink") if stop is Path.unlink else (shutil, "rmtree")), killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.keep_last(2)
+        monkeypatch.undo()
+    folder.keep_last(2)
+    assert sorted(path.name for path in folder.checkpoints.rglob("iter_*")) == [
+        f"iter_00000000{n}{end}" for n in (2, 3) for end in ("", ".pt")
+    ]
+
+
+def test_a_run_that_ends_while_its_thread_writes_keeps_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, write, step = threading.Event(), StateWriter.write, Trainer.step
+
+    def slow_write(writer: StateWriter) -> None:
+        assert go_on.wait(60)
+        write(writer)
+
+    def interrupted_step(trainer: Trainer, batches):
+        if trainer.progress.iteration == 1:
+            raise KeyboardInterrupt
+        return step(trainer, batches)
+
+    monkeypatch.setattr(StateWriter, "write", slow_write)
+    monkeypatch.setattr(Trainer, "step", interrupted_step)
+    folder = RunFolder(tmp_path / "cosmos_predict" / "tiny" / "tiny_video2world_debug")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, "trainer.max_iter=2", "checkpoint.save_iter=1")
+        with pytest.raises(ConfigError, match="is held by a run that is still alive"):
+            folder.acquire()
+    finally:
+        go_on.set()
+
+
 # ---- metrics and settings ------------------------------------------------------------------------------------------------
 
 
@@ -164,12 +252,13 @@ def test_base_with_other_tensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["model", "optim", "scheduler", "trainer"])
-def test_parts_not_to_resume(tmp_path: Path, part: str) -> None:
+def test_parts_not_to_resume(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(tmp_path, "trainer.max_iter=3")
-    config = compose([*BASE, "trainer.max_iter=3", f"checkpoint.keys_not_to_resume=[{part}]"], report=[])
+    monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path / "other"))
+    source = [f"checkpoint.load_path={first.folder.root}", "checkpoint.load_training_state=true"]
+    config = compose([*BASE, *source, "trainer.max_iter=3", f"checkpoint.keys_not_to_resume=[{part}]"], report=[])
     config.freeze()
     trainer = Trainer(config, device="cpu")
-    trainer.folder = trainer.saver.folder = first.folder
     trainer.build()
     trainer.saver.resume()
     took = {
@@ -179,6 +268,37 @@ def test_parts_not_to_resume(tmp_path: Path, part: str) -> None:
         "trainer": trainer.progress.iteration == 3 and trainer.progress.sample_number == 3,
     }
     assert took == {name: name != part for name in took}
+
+
+def test_parts_not_to_resume_of_the_runs_own_folder(tmp_path: Path) -> None:
+    folder = run(tmp_path, "trainer.max_iter=2").folder
+    kept = (folder.root / "metrics.jsonl").read_text()
+    with pytest.raises(
+        CheckpointError, match=r"is this run's own folder(.|\n)*Take 'trainer' out(.|\n)*another job.name"
+    ):
+        run(tmp_path, "trainer.max_iter=3", "checkpoint.keys_not_to_resume=[trainer,optim]")
+    assert folder.newest() == 2 and (folder.root / "metrics.jsonl").read_text() == kept
+    lines = messages()
+    run(tmp_path, "trainer.max_iter=3", "checkpoint.keys_not_to_resume=[optim]")
+    assert [line for line in lines if "keys_not_to_resume: every start begins ['optim'] anew" in line]
+
+
+def test_updates_skipped_in_a_row_are_counted_over_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = run(tmp_path, "trainer.max_iter=1")
+    trainer.progress.skipped_in_a_row, trainer.progress.skipped, trainer.progress.iteration = 3, 4, 2
+    trainer.saver.save(last=True)
+    monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path))
+    index = trainer.folder.index(2)
+    for expected in (3, 0):
+        config = compose([*BASE, "trainer.max_iter=2"], report=[])
+        config.freeze()
+        again = Trainer(config, device="cpu")
+        again.build()
+        again.saver.resume()
+        assert (again.progress.skipped_in_a_row, again.progress.skipped) == (expected, 4)
+        old = json.loads(index.read_text())  # as it was written before this number was kept
+        old.pop("skipped_in_a_row", None)
+        index.write_text(json.dumps(old))
 
 
 def test_unknown_part_is_named() -> None:
@@ -313,6 +433,15 @@ def test_8bit_moments_move_between_numbers_of_ranks(tmp_path: Path, monkeypatch:
         assert "8-bit moments: none quantised anew" in log and "were converted" not in log
     assert parts.read_index(6)["global_batch_size"] == 2
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_ranks_outwait_a_long_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer than a collective may: the other rank must not wait for it in one."""
+    monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path))
+    check(run_ranks("tests.training.slow_export_program", ranks=2))
+    folder = RunFolder(tmp_path / "cosmos_predict" / "tiny" / "tiny_video2world_debug")
+    assert folder.newest() == 1 and folder.exports(1)["both"].is_file()
 
 
 @pytest.mark.slow

@@ -102,10 +102,17 @@ def test_validation_reads_the_validation_set(tmp_path: Path) -> None:
     assert torch.equal(clips.batch["video"][0], SyntheticDataset(5, (48, 64))[0]["video"])
 
 
-def test_without_a_validation_set_numbers_are_held_out(watched: Trainer) -> None:
+def test_without_a_validation_set_the_draws_are_others_and_the_log_says_so(watched: Trainer) -> None:
     validation = next(callback for callback in watched.callbacks if isinstance(callback, Validation))
     numbers = [n for batch in validation.loader for n in batch["sample_number"].tolist()]
     assert numbers == list(range(2**40, 2**40 + 4))
+    lines = list[str]()
+    handle = logger.add(lambda message: lines.append(str(message)), level="WARNING", format="{message}")
+    try:
+        validation._build_loader(watched)
+    finally:
+        logger.remove(handle)
+    assert any("not held out: set dataloader_val for that" in line for line in lines)
 
 
 def tiny_model(**pipe) -> WorldModel:
