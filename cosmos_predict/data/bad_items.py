@@ -44,7 +44,7 @@ class BadItems:
 
     def __post_init__(self) -> None:
         # Shared with the workers: which items any of them has read, and which of those were bad.
-        self._read, self._bad = torch.zeros(2, len(files), dtype=torch.bool).share_memory_()
+        self._read, self._bad = torch.zeros(2, len(self.files), dtype=torch.bool).share_memory_()
 
     def read(self, item: int, sample_number: int, read: Callable[[int], S]) -> S:
         """Return `read(item)`, or that of a replacement where it raises DataError or OSError.

@@ -436,6 +436,23 @@ def test_8bit_moments_move_between_numbers_of_ranks(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
+def test_a_failed_export_ends_all_ranks_with_the_present_state_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path))
+    folder = RunFolder(tmp_path / "cosmos_predict" / "tiny" / "tiny_video2world_debug")
+    folder.checkpoints.mkdir(parents=True)
+    (folder.checkpoints / "model").write_text("no folder")
+    options = ["checkpoint.save_iter=20", "trainer.max_iter=1000", "model.config.fsdp_shard_size=2"]
+    main, other = run_ranks("train", "--", *BASE, *options, ranks=2)
+    assert main.returncode == 1 and other.returncode == 1
+    assert "the published files of iteration 2" in main.stderr and "Traceback" not in main.stderr, main.stderr
+    newest = folder.newest()
+    assert newest is not None and 20 < newest < 40
+    assert json.loads((folder.root / "metrics.jsonl").read_text().splitlines()[-1])["iteration"] == newest
+
+
+@pytest.mark.slow
 def test_ranks_outwait_a_long_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes longer than a collective may: the other rank must not wait for it in one."""
     monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path))
