@@ -104,5 +104,5 @@ def check(dataset: Path, num_frames: int) -> tuple[int, dict[str, str]]:
     for number in tqdm(range(len(samples)), unit="clip", desc="check"):
         with contextlib.suppress(DataError):  # noted in samples.bad; another clip takes its place where one loads
             samples[number]
-    bad = {samples.clips[item].video.name: reason for item, reason in samples.bad.items()}
+    bad = {samples.clips[item].video.name: reason for item, reason in samples.bad.reasons.items()}
     return len(samples) - len(bad), {**dict(samples.report.skipped), **bad}
