@@ -131,7 +131,7 @@ def measure(path: Path, backend: str, args: argparse.Namespace) -> dict[str, Any
         (Path(folder) / "videos" / f"clip{path.suffix}").symlink_to(path.resolve())
         write_embedding(Path(folder) / "t5_xxl" / "clip.pickle", np.ones((args.tokens, 1024), np.float16))
         dataset = VideoFolderDataset(folder, args.num_frames, args.video_size, fit="crop", backend=backend)
-        dataset.strict = True
+        dataset.bad.strict = True
         expected = dataset.read(dataset.clips[0], dataset.frame_ids(dataset.clips[0], 0)).frames
         ids = dataset.frame_ids(dataset.clips[0], 0)
         frames = torch.from_numpy(PLAIN[backend](str(path), ids)).permute(0, 3, 1, 2)
