@@ -41,7 +41,7 @@ def tiny_video2world() -> dict[str, Any]:
 )
 def tiny_video2world_posttraining() -> dict[str, Any]:
     return {
-        **_recipe("tiny_video2world_posttraining", dataset_dir="assets/robot_arm", lr=5e-4, max_iter=600),
+        **_recipe("tiny_video2world_posttraining", dataset_dir="assets/robot_arm", lr=5e-4, max_iter=450),
         "checkpoint": {"save_iter": 200, "keep_last_k": 2, "load_path": BASE},
     }
 

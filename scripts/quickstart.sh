@@ -2,7 +2,7 @@
 # The whole job on a laptop CPU: clips -> dataset -> post-training of a small base model -> generated clips, and how good they are.
 #   ./scripts/quickstart.sh                 on the robot-arm clips that the repository ships
 #   ./scripts/quickstart.sh VIDEO_FOLDER    on your own mp4 files (captions from .txt files of the same name, if any)
-# ITERATIONS=600 sets the length of training, CLIPS=24 how many clips are measured. Everything is written under
+# ITERATIONS=450 sets the length of training, CLIPS=24 how many clips are measured. Everything is written under
 # output/quickstart (OUTPUT sets another folder) and can be deleted.
 set -euo pipefail
 if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
@@ -18,7 +18,7 @@ export PATH="$PWD/.venv/bin:$PATH" TOKENIZERS_PARALLELISM=false
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # threads that spin while they wait stall on a busy machine
 out="${OUTPUT:-output/quickstart}/$(basename "$source_folder")"
 dataset="$out/dataset"
-iterations="${ITERATIONS:-600}" clips="${CLIPS:-24}"
+iterations="${ITERATIONS:-450}" clips="${CLIPS:-24}"
 frames=17 steps=12
 base=assets/tiny_base/checkpoints/tiny_base_ema.safetensors
 

@@ -101,4 +101,4 @@ def test_the_quickstart_on_own_videos(tmp_path: Path) -> None:
 def test_help() -> None:
     script = REPOSITORY / "scripts" / "quickstart.sh"
     shown = subprocess.run(["bash", str(script), "--help"], capture_output=True, text=True, check=True).stdout
-    assert "VIDEO_FOLDER" in shown and "ITERATIONS=600" in shown and "OUTPUT" in shown
+    assert "VIDEO_FOLDER" in shown and "ITERATIONS=450" in shown and "OUTPUT" in shown
