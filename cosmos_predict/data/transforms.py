@@ -89,9 +89,9 @@ def resize_truncated(frames: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         return frames
 
     def resize(frame: torch.Tensor) -> torch.Tensor:
-        return _interpolate(frame.float().div_(255), size, "bilinear").mul_(255).clamp_(0, 255).to(torch.uint8)
+        return _interpolate(frame.float().div_(255), size, "bilinear").mul_(255).clamp_(0, 255)
 
-    return _each_frame(frames, resize)
+    return _each_frame(frames, resize, size)
 
 
 def resize_uint8(frames: torch.Tensor, size: Sequence[int], mode: Literal["bilinear", "bicubic"]) -> torch.Tensor:
@@ -103,9 +103,9 @@ def resize_uint8(frames: torch.Tensor, size: Sequence[int], mode: Literal["bilin
         return frames
 
     def resize(frame: torch.Tensor) -> torch.Tensor:
-        return _interpolate(frame.float(), size, mode).clamp_(0, 255).round_().to(torch.uint8)
+        return _interpolate(frame.float(), size, mode).clamp_(0, 255).round_()
 
-    return _each_frame(frames, resize)
+    return _each_frame(frames, resize, size)
 
 
 def center_crop(frames: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -156,9 +156,16 @@ def aspect_sizes(size: Sequence[int]) -> list[tuple[int, int]]:
     return [(height, width), *((max(16, round(h / 16) * 16), max(16, round(w / 16) * 16)) for h, w in sides)]
 
 
-def _each_frame(frames: torch.Tensor, resize: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Resize frame by frame: the float32 copies stay in the processor's cache, twice as fast as the clip at once."""
-    return torch.cat([resize(frame.contiguous()) for frame in frames.split(1)])
+def _each_frame(
+    frames: torch.Tensor, resize: Callable[[torch.Tensor], torch.Tensor], size: Sequence[int]
+) -> torch.Tensor:
+    """Resize frame by frame, truncated to uint8: the float32 copies stay in the processor's cache, twice as fast as the
+    clip at once. The result (T, C, H, W) lies in memory as (C, T, H, W), which a sample is: no copy turns it around.
+    """
+    fitted = torch.empty(frames.shape[1], len(frames), *size, dtype=torch.uint8).transpose(0, 1)
+    for frame, place in zip(frames.split(1), fitted.split(1), strict=True):
+        place.copy_(resize(frame.contiguous()))
+    return fitted
 
 
 def _interpolate(frames: torch.Tensor, size: Sequence[int], mode: str) -> torch.Tensor:
