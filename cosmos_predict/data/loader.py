@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from cosmos_predict.config.lazy import configurable
 from cosmos_predict.errors import ConfigError, CosmosPredictError
@@ -100,6 +100,16 @@ def read_batch(dataset: Dataset[Any], numbers: Sequence[int]) -> list[dict[str, 
     return together(list(numbers)) if together else [dataset[n] for n in numbers]
 
 
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return samples as a batch, with torch's rules; of a single one the tensors are not copied."""
+    if len(samples) > 1:
+        return default_collate(samples)
+    return {
+        name: value[None] if isinstance(value, torch.Tensor) else default_collate([value])
+        for name, value in samples[0].items()
+    }
+
+
 def batch_decides_order(dataset: Dataset[Any]) -> bool:
     """Tell whether another batch size reads other items: with several buckets or datasets (see the module)."""
     return hasattr(dataset, "turns") or len(set(getattr(dataset, "shapes", ()))) > 1
@@ -169,6 +179,7 @@ def build_dataloader(
         num_workers=num_workers,
         prefetch_factor=prefetch_factor if num_workers else None,
         pin_memory=pin_memory,
+        collate_fn=collate,
         worker_init_fn=_leave_signals_to_the_run,
         generator=torch.Generator(),  # its own: an iterator draws a seed, which must not move the run's generator
     )

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from torch.utils.data import get_worker_info
 
 from cosmos_predict.errors import DataError
 
@@ -64,7 +65,7 @@ def fit_frames(frames: torch.Tensor, size: Sequence[int], fit: str = "stretch") 
     elif fit == "crop":
         scale = max(target_w / width, target_h / height)
         cover = math.ceil(scale * height), math.ceil(scale * width)
-        fitted = center_crop(resize_truncated(frames, cover), (target_h, target_w))
+        fitted = resize_truncated(frames, cover, (target_h, target_w))
     elif fit in ("pad", "pad_width"):
         scale = target_h / height if fit == "pad_width" else min(target_w / width, target_h / height)
         resized = max(1, int(scale * height + 0.5)), max(1, int(scale * width + 0.5))
@@ -80,18 +81,20 @@ def fit_frames(frames: torch.Tensor, size: Sequence[int], fit: str = "stretch") 
     return FittedFrames(fitted, mask, torch.tensor([target_h, target_w, *resized]))
 
 
-def resize_truncated(frames: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+def resize_truncated(frames: torch.Tensor, size: Sequence[int], crop: Sequence[int] | None = None) -> torch.Tensor:
     """Resize uint8 (T, C, H, W) by the published training rule: x / 255, bilinear, times 255, clamped, truncated.
 
-    The same size returns the frames unchanged.
+    The same size returns the frames unchanged. crop: (H, W) to cut out of the centre.
     """
+    crop = size if crop is None else crop
     if tuple(frames.shape[-2:]) == tuple(size):
-        return frames
+        return center_crop(frames, crop)
 
     def resize(frame: torch.Tensor) -> torch.Tensor:
-        return _interpolate(frame.float().div_(255), size, "bilinear").mul_(255).clamp_(0, 255)
+        whole = _interpolate(frame.float().div_(255), size, "bilinear")
+        return center_crop(whole, crop).mul_(255).clamp_(0, 255)
 
-    return _each_frame(frames, resize, size)
+    return _each_frame(frames, resize, crop)
 
 
 def resize_uint8(frames: torch.Tensor, size: Sequence[int], mode: Literal["bilinear", "bicubic"]) -> torch.Tensor:
@@ -119,7 +122,12 @@ def center_crop(frames: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def padding_mask(size: Sequence[int], top: int, left: int, height: int, width: int) -> torch.Tensor:
-    """Return the float32 mask (1, *size), 1 = padded: 0 on `height` rows from `top` and `width` columns from `left`."""
+    """Return the float32 mask (1, *size), 1 = padded: 0 on `height` rows from `top` and `width` columns from `left`.
+
+    A mask of zeros is one number in memory, seen everywhere.
+    """
+    if (height, width) == tuple(size):
+        return torch.zeros(1, 1, 1).expand(1, *size)
     mask = torch.ones(1, *size)
     mask[:, top : top + height, left : left + width] = 0
     return mask
@@ -156,16 +164,30 @@ def aspect_sizes(size: Sequence[int]) -> list[tuple[int, int]]:
     return [(height, width), *((max(16, round(h / 16) * 16), max(16, round(w / 16) * 16)) for h, w in sides)]
 
 
+def channels_first(frames: torch.Tensor) -> torch.Tensor:
+    """Return (T, C, H, W) as the (C, T, H, W) of a sample, in one piece; frames that a transform here made are not copied."""
+    video = frames.transpose(0, 1)
+    return video if video.is_contiguous() else _memory(video.shape, video.dtype).copy_(video)
+
+
 def _each_frame(
     frames: torch.Tensor, resize: Callable[[torch.Tensor], torch.Tensor], size: Sequence[int]
 ) -> torch.Tensor:
     """Resize frame by frame, truncated to uint8: the float32 copies stay in the processor's cache, twice as fast as the
     clip at once. The result (T, C, H, W) lies in memory as (C, T, H, W), which a sample is: no copy turns it around.
     """
-    fitted = torch.empty(frames.shape[1], len(frames), *size, dtype=torch.uint8).transpose(0, 1)
+    fitted = _memory((frames.shape[1], len(frames), *size), torch.uint8).transpose(0, 1)
     for frame, place in zip(frames.split(1), fitted.split(1), strict=True):
         place.copy_(resize(frame.contiguous()))
     return fitted
+
+
+def _memory(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Return an empty tensor. In a data worker its memory is shared with the run's process: no copy takes it there."""
+    if get_worker_info() is None:
+        return torch.empty(*shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)  # as torch's collation makes it
+    return torch.empty(0, dtype=dtype).set_(storage, 0, tuple(shape))  # type: ignore[arg-type]
 
 
 def _interpolate(frames: torch.Tensor, size: Sequence[int], mode: str) -> torch.Tensor:
