@@ -1,18 +1,21 @@
-"""Clips per second of `curate.py split` against a plain ffmpeg loop that writes the same clips; memory by number of videos.
+"""Clips per second of `curate.py split` against a plain ffmpeg loop that writes the same clips; threads against Ray; memory.
 
     python benchmarks/bench_curate.py                                   # generated footage
-    python benchmarks/bench_curate.py --videos FOLDER --stride 5
+    python benchmarks/bench_curate.py --videos FOLDER --stride 5 --workers 2
 
 Both sides use one worker, one thread of libx264 and the same quality, and take turns. The plain loop is told the spans: it
-seeks, encodes and nothing else. Ours probes, finds spans, checks what came out, writes captions, metas, the dataset and the
-records. Processor seconds are those of this process and of all ffmpeg processes. Memory is the peak of the Python process, a
-fresh one each, imports included. Prints a table; rows go to `benchmarks/results/bench_curate_cpu.json`.
+seeks, encodes and nothing else. Ours probes, finds spans, checks what came out, scores motion, writes captions, metas, the
+dataset, the records and the report. Ray is measured with its start (a cluster of this machine). Processor seconds are those
+of this process and of all ffmpeg processes. Memory is the peak of the Python process, a fresh one each, imports included.
+Prints a table; rows go to `benchmarks/results/bench_curate_cpu.json`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import importlib.util
 import io
 import json
 import os
@@ -39,9 +42,10 @@ RESULT = Path(__file__).resolve().parent / "results" / "bench_curate_cpu.json"
 GOAL = 0.9
 
 
-def ours(source: Path, output: Path, stride: int) -> None:
-    flags = ["--splitting-algorithm", "fixed-stride", "--fixed-stride-split-duration", str(stride), "--workers", "1"]
-    flags += ["--captioning-algorithm", "template", "--num-frames", "16", "--executor", "threads"]
+def ours(source: Path, output: Path, stride: int, executor: str = "threads", workers: int = 1) -> None:
+    flags = ["--splitting-algorithm", "fixed-stride", "--fixed-stride-split-duration", str(stride)]
+    flags += ["--captioning-algorithm", "template", "--num-frames", "16", "--motion-filter", "score-only"]
+    flags += ["--executor", executor, "--workers", str(workers)]
     args = build_parser().parse_args(["split", "--input-video-path", "x", "--output-clip-path", "x", *flags])
     names = {group: [name.replace("-", "_") for name in options] for group, options in read_options().items()}
     values = {name: getattr(args, name) for group in names.values() for name in group}
@@ -51,8 +55,8 @@ def ours(source: Path, output: Path, stride: int) -> None:
 
 def plain(source: Path, output: Path, stride: int) -> None:
     output.mkdir()
-    for path in list_videos(source)[0]:
-        for number in range(int(probe(path).duration // stride)):
+    for path in (source / place for place in list_videos(source)[0]):
+        for number in range(round(probe(path).duration) // stride):
             command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin", "-ss", str(number * stride)]
             command += ["-i", str(path), "-t", str(stride), "-an", "-c:v", "libx264", "-crf", "18", "-g", "16"]
             command += ["-pix_fmt", "yuv420p", "-threads", "1", "-movflags", "+faststart"]
@@ -97,8 +101,9 @@ def memory(source: Path, stride: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--videos", type=Path, help="folder of videos; default: generated ones")
-    parser.add_argument("--stride", type=int, default=5, help="seconds of a clip")
+    parser.add_argument("--stride", type=int, default=10, help="seconds of a clip (default: that of the command)")
     parser.add_argument("--size", default="640x360", help="of generated videos")
+    parser.add_argument("--workers", type=int, default=2, help="of threads and of Ray, for their comparison")
     parser.add_argument("--pairs", type=int, default=5, help="turns of each side")
     parser.add_argument(
         "--many", type=int, nargs="*", default=[10, 100], help="numbers of videos to measure memory with"
@@ -107,7 +112,7 @@ def main() -> None:
     logger.remove()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        source = args.videos or generate(Path(folder) / "videos", 3, 20, args.size)
+        source = args.videos or generate(Path(folder) / "videos", 3, 40, args.size)
         turns: dict[str, list[tuple[float, float, int]]] = {"ours": [], "plain": []}
         for pair in range(args.pairs):
             for name, side in [("ours", ours), ("plain", plain)][:: 1 if pair % 2 else -1]:
@@ -119,6 +124,14 @@ def main() -> None:
             rows.append({"seconds": kind, **speeds, "ratio": statistics.median(ratios), "ratios": ratios, "goal": GOAL})
             print(f"clips per {kind} second: {speeds['ours']:.2f}, plain loop {speeds['plain']:.2f}: ", end="")
             print(f"ratio {rows[-1]['ratio']:.3f} (goal {GOAL})")
+        sides = {name: functools.partial(ours, executor=name, workers=args.workers) for name in ("threads", "ray")}
+        if importlib.util.find_spec("ray") is None:
+            print("ray is not installed: not measured")
+            del sides["ray"]
+        for name, side in sides.items():
+            wall, _, clips = timed(side, source, args.stride)
+            rows.append({"executor": name, "workers": args.workers, "clips": clips, "seconds": wall})
+            print(f"{name}, {args.workers} workers: {clips} clips in {wall:.1f} s")
         for count in args.many:
             small = generate(Path(folder) / f"many_{count}", count, 6, "160x96")
             rows.append({"videos": count, "peak_mb": memory(small, args.stride)})

@@ -1,14 +1,16 @@
-"""`scripts/curate.py`: from raw footage to a dataset folder (`split`), and whether the trainer can read it (`check`)."""
+"""`scripts/curate.py`: from raw footage to the dataset folder that the trainer reads (`split`); `COMMAND --help` says more."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cosmos_predict.cli.get_t5_embeddings import add_encoder_arguments
 from cosmos_predict.cli.program import positive_int, run_program
+from cosmos_predict.curate.storage import DATASET, Store
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -28,8 +30,13 @@ def _flags_of(file: Path, parser: argparse.ArgumentParser) -> list[str]:
         given = dict(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         parser.error(f"--config {file}: no YAML file of options by name ({error})")
-    flags = {f"--{name}".replace("_", "-"): value for name, value in given.items() if value not in (False, None)}
-    return [word for name, value in flags.items() for word in ([name] if value is True else [name, str(value)])]
+    flags = [
+        (f"--{name}".replace("_", "-"), value)
+        for name, values in given.items()
+        for value in (values if isinstance(values, list) else [values])
+        if value not in (False, None)
+    ]
+    return [word for name, value in flags for word in ([name] if value is True else [name, str(value)])]
 
 
 def read_options() -> dict[str, dict[str, list[Any]]]:
@@ -47,18 +54,43 @@ def build_parser() -> argparse.ArgumentParser:
     about = "cut the videos below a folder into captioned clips, a dataset; the same command resumes"
     sub = commands.add_parser("split", help=about, description=about)
     sub.set_defaults(command=split)
-    sub.add_argument("--input-video-path", type=Path, required=True, help="folder of videos and of folders of them")
-    sub.add_argument("--output-clip-path", type=Path, required=True, help="folder for clips, records and the dataset")
-    sub.add_argument("--config", help="YAML file of options by name; flags overrule it")
-    for name, options in read_options().items():
-        group = sub.add_argument_group(name)
-        for option, (default, text, *more) in options.items():
-            text = f"{text} (default: {str(default).replace('%', '%%')})"
-            if isinstance(default, bool):
-                group.add_argument(f"--{option}", action="store_true", help=text)
-            else:
-                extra = more[0] if more else {}
-                group.add_argument(f"--{option}", type=type(default), default=default, help=text, **extra)
+    add = sub.add_argument
+    add("--input-video-path", required=True, help="folder of videos and of folders of them, or s3://BUCKET/KEY")
+    add("--output-clip-path", required=True, help="folder, or s3://BUCKET/KEY, for clips, records and the dataset")
+    add("--config", help="YAML file of options by name; flags overrule it")
+    options = read_options()
+    for name, group in options.items():
+        _add_options(sub.add_argument_group(name), group)
+    common = {
+        name: options["run"][name] for name in ("workers", "work-dir", "output-s3-profile-name", "model-weights-path")
+    }
+
+    def add_command(name: str, body: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(command=body)
+        sub.add_argument("output", help="folder, or s3://BUCKET/KEY, that split has filled")
+        _add_options(sub, common)
+        return sub
+
+    sub = add_command("filter", refilter, "apply other limits to the recorded scores; decodes nothing, moves no clip")
+    _add_options(sub, {**options["filters"], **options["stages"]}, given_only=True)
+    sub = add_command("caption", caption, "caption the kept clips that have no caption")
+    sub.add_argument("--all", action="store_true", help="caption all of them again")
+    _add_options(sub, {name: value for name, value in options["run"].items() if name.startswith(("openai-", "api-"))})
+    _add_options(sub, {**options["captions"], **options["models"], **options["writing"]}, given_only=True)
+    sub = add_command("embed", embed, "embed the captions of the dataset; edited ones are made again")
+    add_encoder_arguments(sub)
+    sub = add_command("dedup", dedup, "reject clips that repeat another one")
+    text = "how alike clips are, 0..1, from which one is rejected (default: 0.95)"
+    sub.add_argument("--similarity", type=float, default=0.95, help=text)
+    text = "folder of UUID.npy, as of CLIP, to compare in place of frames"
+    sub.add_argument("--embeddings", type=Path, help=text)
+    sub = add_command("shard", shard, "pack the kept clips into tar files, by resolution, shape and duration")
+    sub.add_argument("--output-dataset-path", required=True, help="empty folder, or s3://BUCKET/KEY")
+    sub.add_argument("--target-tar-size-mb", type=positive_int, default=500, help="of videos in a tar (default: 500)")
+    sub.add_argument("--tars-per-part", type=positive_int, default=100, help="tars in a folder (default: 100)")
+    sub.add_argument("--min-clips-per-tar", type=positive_int, default=1, help="leave out smaller tars (default: 1)")
+    add_command("report", report, "count all records, of all shards, and write summary.json and report.html again")
     sub = commands.add_parser("check", help="load every sample of a dataset folder as the trainer does")
     sub.set_defaults(command=check)
     sub.add_argument("dataset", type=Path, help="folder with videos/ and t5_xxl/")
@@ -70,36 +102,125 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_options(parser: argparse._ActionsContainer, options: Mapping[str, Any], given_only: bool = False) -> None:
+    """Add options as `options.yaml` describes them; given_only: those that are not given have no value, not the default."""
+    for option, (default, text, *more) in options.items():
+        extra = {"default": argparse.SUPPRESS if given_only else default, **(more[0] if more else {})}
+        extra["help"] = f"{text} (default: {'as recorded' if given_only else str(default).replace('%', '%%')})"
+        names = [f"--{name}" for name in (option, *extra.pop("aliases", ()))]
+        kind = extra.pop("type", type(default).__name__)
+        extra |= {"bool": {"action": "store_true"}, "list": {"action": "append"}}.get(kind, {})
+        if "action" not in extra:
+            extra["type"] = {"int": int, "float": float}.get(kind, str)
+        parser.add_argument(*names, **extra)
+
+
+def _values(args: argparse.Namespace, group: str) -> dict[str, Any]:
+    """Return the values of a group's options: those given, or the default."""
+    options = {name.replace("-", "_"): default for name, (default, *_) in read_options()[group].items()}
+    return {name: getattr(args, name, default) for name, default in options.items()}
+
+
+def _given(args: argparse.Namespace, *groups: str) -> dict[str, Any]:
+    """Return the options of groups that were given."""
+    return {name: getattr(args, name) for group in groups for name in _values(args, group) if hasattr(args, name)}
+
+
 def split(args: argparse.Namespace) -> int:
     """Run `split`; 1 where something failed or nothing was kept, else 0."""
     from cosmos_predict.curate import split as curation
-    from cosmos_predict.curate.records import DATASET
 
-    names = {group: [name.replace("-", "_") for name in options] for group, options in read_options().items()}
-    options = {name: getattr(args, name) for group in names.values() for name in group}
-    summary = curation.split(args.input_video_path, args.output_clip_path, options, names["run"])
+    options = {name: value for group in read_options() for name, value in _values(args, group).items()}
+    summary = curation.split(args.input_video_path, args.output_clip_path, options, _values(args, "run"))
     if args.dry_run:
         return 0
-    dataset, kept = args.output_clip_path / DATASET, summary.get("num_clips_passed")
+    output = Store(args.output_clip_path, args.output_s3_profile_name)
+    status, encoder = _tell(summary, output), args.text_encoder
+    if encoder == "auto":
+        encoder = "t5" if Path("checkpoints/google-t5/t5-11b/config.json").is_file() else "none"
+    captioned = any(place.endswith(".txt") for place in output.files(f"{DATASET}/metas"))
+    if encoder == "none" or not captioned:
+        embedding = f"next, the text embeddings: python scripts/curate.py embed {output.root}"
+        print(embedding if captioned else f"{output.uri(DATASET)}: no captioned clip in it")
+        return status
+    words = ["embed", args.output_clip_path, "--text_encoder", encoder]
+    failed = embed(build_parser().parse_args([*words, "--output-s3-profile-name", output.profile]))
+    if output.remote:
+        return max(status, failed)
+    return max(status, failed, check(argparse.Namespace(dataset=Path(output.uri(DATASET)), num_frames=args.num_frames)))
+
+
+def _tell(summary: dict[str, Any], output: Store) -> int:
+    """Print totals and errors; return 1 where something failed or nothing was kept, else 0."""
     errors = summary.pop("errors")
     for name, value in summary.items():
         print(f"{name:32} {f'{value:.1f}' if isinstance(value, float) else value}")
     for where, message in errors.items():
         print(f"failed: {where}: {message}", file=sys.stderr)
-    status = 1 if errors or not kept else 0
-    encoder = args.text_encoder
-    if encoder == "auto":
-        encoder = "t5" if Path("checkpoints/google-t5/t5-11b/config.json").is_file() else "none"
-    captioned = any((dataset / "metas").glob("*.txt"))
-    if encoder == "none" or not captioned:
-        embed = f"next, the text embeddings: python scripts/get_t5_embeddings.py --dataset_path {dataset}"
-        print(embed if captioned else f"{dataset}: no captioned clip in it")
-        return status
-    from cosmos_predict.cli import get_t5_embeddings
+    print(f"{'report':32} {output.uri('report.html')}")
+    return 1 if errors or not summary.get("num_clips_passed") else 0
 
-    arguments = ["--dataset_path", str(dataset), "--text_encoder", encoder]
-    failed = get_t5_embeddings.embed_dataset(get_t5_embeddings.build_parser().parse_args(arguments))
-    return max(status, failed, check(argparse.Namespace(dataset=dataset, num_frames=args.num_frames)))
+
+def _store(args: argparse.Namespace) -> Store:
+    return Store(args.output, args.output_s3_profile_name)
+
+
+def refilter(args: argparse.Namespace) -> int:
+    """Run `filter`; 1 where nothing is kept, else 0."""
+    from cosmos_predict.curate import own, revise
+
+    given, stages = _given(args, "filters"), _values(args, "stages")
+    if "stage" in args:
+        given["stage"] = [own.fingerprint(stage) for stage in args.stage]
+    return _tell(revise.refilter(_store(args), {**_values(args, "run"), **stages}, given), _store(args))
+
+
+def caption(args: argparse.Namespace) -> int:
+    """Run `caption`; 1 where a clip could not be captioned, else 0."""
+    from cosmos_predict.curate import revise
+
+    given = _given(args, "captions", "models", "writing")
+    summary, made, failed = revise.recaption(_store(args), _values(args, "run"), given, args.all)
+    for where, reason in failed.items():
+        print(f"failed: {where}: {reason}", file=sys.stderr)
+    print(f"{made} clips captioned, {len(failed)} failed; next: python scripts/curate.py embed {args.output}")
+    return max(_tell(summary, _store(args)), bool(failed))
+
+
+def embed(args: argparse.Namespace) -> int:
+    """Run `embed`; 1 where a caption could not be embedded, else 0."""
+    import tempfile
+
+    from cosmos_predict.cli.get_t5_embeddings import embed_dataset
+
+    with tempfile.TemporaryDirectory() as scratch, _store(args).local(DATASET, Path(scratch), "videos") as dataset:
+        return embed_dataset(argparse.Namespace(**{**vars(args), "dataset_path": dataset}))
+
+
+def dedup(args: argparse.Namespace) -> int:
+    """Run `dedup`; 1 where nothing is kept, else 0."""
+    from cosmos_predict.curate.dedup import dedup as reject_repeats
+
+    return _tell(reject_repeats(_store(args), _values(args, "run"), args.similarity, args.embeddings), _store(args))
+
+
+def shard(args: argparse.Namespace) -> int:
+    """Run `shard`; 1 where no clip could be packed, else 0."""
+    from cosmos_predict.curate.pack import pack
+
+    target = Store(args.output_dataset_path, args.output_s3_profile_name)
+    counts = pack(_store(args), target, args.target_tar_size_mb, args.tars_per_part, args.min_clips_per_tar)
+    for reason, count in counts.items():
+        print(f"{count:8} clips {reason}")
+    return 0 if counts["packed"] else 1
+
+
+def report(args: argparse.Namespace) -> int:
+    """Run `report`; 1 where something failed or nothing was kept, else 0."""
+    from cosmos_predict.curate.records import Records
+    from cosmos_predict.curate.report import conclude
+
+    return _tell(conclude(Records(_store(args), {})), _store(args))
 
 
 def check(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`scripts/download_checkpoints.py`, `download_diffusion_checkpoints.py` and `download_diffusion_nemo.py`.
+"""`scripts/download_checkpoints.py`, `download_diffusion_checkpoints.py`, `download_diffusion_nemo.py`, `download_curate_models.py`.
 
 What they fetch, and into which folders, is the table `downloads.yaml` beside this file.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,14 +29,18 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     sizes = sorted({size for entry in table for size in entry.get("sizes", ())}, key=lambda size: float(size[:-1]))
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Download published weights with their tokenizer and T5-11B (45 GB) into the folders that the published "
-        "commands use. The same command continues what was interrupted; it checks sizes and hashes, of old files too.",
+        description=f"Download published weights{'' if types and not sizes else ' with their tokenizer and T5-11B (45 GB)'} "
+        "into the folders that the published commands use. The same command continues what was interrupted; it checks sizes "
+        "and hashes, of old files too.",
     )
     # What the flags that a command lacks would say.
     parser.set_defaults(table=table, model_sizes=sizes, model_types=None, default_types=default)
     parser.set_defaults(fps=["16"], resolution=["720"], natten=False)
     add = parser.add_argument
-    if types:
+    if types and not sizes:
+        about = "; ".join(f"{entry['type']}: {entry['about']}" for entry in {e["type"]: e for e in table}.values())
+        add("--models", dest="model_types", type=_names(types), required=True, metavar="A,B", help=f"of these: {about}")
+    elif types:
         add("--model_types", nargs="+", choices=list(types), help=f"default: {' '.join(default)}")
         add("--model_sizes", nargs="+", choices=sizes, default=sizes[-2:], help=f"default: {' '.join(sizes[-2:])}")
     if any("{fps}" in pattern for entry in table for pattern in entry.get("files", ())):
@@ -48,6 +52,18 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     add("--force", action="store_true", help="replace files of these names that are not the hub's")
     add("--extras", action="store_true", help="also guardrails and prompt models, which this project does not use")
     return parser
+
+
+def _names(known: Collection[str]) -> Callable[[str], list[str]]:
+    """Return an argparse type: names of `known`, separated by commas."""
+
+    def names(text: str) -> list[str]:
+        given = [name.strip() for name in text.split(",") if name.strip()]
+        if not given or set(given) - set(known):
+            raise argparse.ArgumentTypeError(f"{text!r}; expected some of {','.join(known)}")
+        return given
+
+    return names
 
 
 def read_table() -> dict[str, list[dict[str, Any]]]:

@@ -1,16 +1,17 @@
-"""Captions without a model: what lies beside the video, or a template."""
+"""Captions: what lies beside the video, a template, or what a model says; and a model's rewriting of them."""
 
 from __future__ import annotations
 
 import csv
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from cosmos_predict.curate.stage import Clip, Window
+from cosmos_predict.curate.vlm import Model, final_answer, prompts, watch
 from cosmos_predict.errors import DataError
 
 Captioner = Callable[[Clip, Window], str]  # returns the caption, or raises DataError saying why there is none
@@ -23,7 +24,7 @@ def sidecar(clip: Clip, window: Window) -> str:
     `captions.csv` in the folder whose `file` (or `video`, `video_clip`) names the video, with their `caption`. Where there
     are several captions, with `start` and `end` in seconds of the video, the one that overlaps the window most is taken.
     """
-    path, fps = Path(clip.video.identity), clip.video.footage.fps
+    path, fps = clip.video.path, clip.video.footage.fps
     start, end = (clip.start + window.start) / fps, (clip.start + window.end + 1) / fps
     for place in (path.with_suffix(".txt"), path.parent.parent / "metas" / f"{path.stem}.txt"):
         if place.is_file() and (text := place.read_text(encoding="utf-8-sig").strip()):
@@ -48,7 +49,7 @@ def template(pattern: str) -> Captioner:
     """
 
     def caption(clip: Clip, window: Window) -> str:
-        path, fps = Path(clip.video.identity), clip.video.footage.fps
+        path, fps = clip.video.path, clip.video.footage.fps
         words = " ".join(word for word in re.split(r"[^0-9A-Za-z]+", path.stem) if word and not word.isdigit())
         fields = {"words": words or path.parent.name, "stem": path.stem, "parent": path.parent.name}
         return pattern.format(**fields, duration=f"{(window.end + 1 - window.start) / fps:.1f}", fps=f"{fps:g}")
@@ -59,6 +60,35 @@ def template(pattern: str) -> Captioner:
         known = "{words} {stem} {parent} {duration} {fps}"
         raise DataError(f"--caption-template {pattern!r}: {error!r}; known: {known}") from error
     return caption
+
+
+def by_model(model: Model, options: Mapping[str, Any]) -> Captioner:
+    """Return a captioner that shows the window to a model; it raises DataError for an answer that is empty or cut short."""
+    asked, rate = prompts(), options["captioning_sampling_fps"]
+    prompt = options["captioning_prompt_text"] or asked["caption"][options["captioning_prompt_variant"]]
+    system = asked["reasoning"] if options["captioning_algorithm"].startswith("cosmos") else ""
+
+    def caption(clip: Clip, window: Window) -> str:
+        tokens = options["captioning_max_output_tokens"]
+        return _accept(*model.answer(prompt, watch(clip, window, rate), rate, system, tokens), options)
+
+    return caption
+
+
+def enhanced(caption: str, model: Model, options: Mapping[str, Any]) -> str:
+    """Return the caption as a model rewrites it; raises DataError as `by_model`."""
+    prompt = options["enhance_captions_prompt_text"] or prompts()["enhance"][options["enhance_captions_prompt_variant"]]
+    prompt = prompt.replace("{caption}", caption) if "{caption}" in prompt else f"{prompt}\n\n{caption}"
+    return _accept(*model.answer(prompt, None, 0.0, "", options["captioning_max_output_tokens"]), options)
+
+
+def _accept(text: str, whole: bool, options: Mapping[str, Any]) -> str:
+    if not whole and not options["accept_truncated"]:
+        tokens = options["captioning_max_output_tokens"]
+        raise DataError(f"the caption was cut off at --captioning-max-output-tokens {tokens} (see --accept-truncated)")
+    if not (text := final_answer(text)):
+        raise DataError("the model answered nothing")
+    return text
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:

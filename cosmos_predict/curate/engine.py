@@ -1,4 +1,4 @@
-"""Executors: how videos go through stages. `inline`: one item at a time; `threads`: a pool of workers per stage.
+"""Executors: how videos go through stages. `inline`: one item at a time; `threads`: a pool of workers per stage; `ray`.
 
 A stage that raises loses its item only: the error is noted on it, later stages skip it, the others go on. At most
 2 x workers videos are between first stage and `finish`, so memory does not depend on how many there are.
@@ -11,20 +11,45 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from typing import Any
 
 from cosmos_predict.curate.stage import Clip, Stage, Video
 
 Finish = Callable[[Video], None]
-EXECUTORS = ("threads", "inline")
+EXECUTORS = ("threads", "inline", "ray")
 
 
-def run(videos: Iterable[Video], stages: Sequence[Stage], finish: Finish, executor: str, workers: int = 0) -> None:
+def attempt(stage: Stage, item: Video | Clip) -> None:
+    """Run a stage on an item; note on it what is raised, or which stage rejected it."""
+    try:
+        stage.process(item)
+    except Exception as error:  # of whatever kind: the run must go on
+        item.error = {"stage": stage.name, "type": type(error).__name__, "message": str(error)}
+    for clip in [item] if isinstance(item, Clip) else item.clips:
+        if clip.rejected and not clip.rejected_by:
+            clip.rejected_by = stage.name
+
+
+def drive(video: Video, stages: Sequence[Stage], maps: Sequence[Any] = (), work: Callable[..., None] = attempt) -> None:
+    """Take a video, or its clips that are alive, through the stages in order. maps: how each stage applies to its items."""
+    for stage, apply in zip(stages, maps or [map] * len(stages), strict=True):
+        items = [video] if stage.scope == "video" else [clip for clip in video.clips if clip.alive]
+        list(apply(lambda item, stage=stage: work(stage, item), [] if video.error else items))
+
+
+def run(
+    videos: Iterable[Video], stages: Sequence[Stage], finish: Finish, executor: str, workers: int = 0, **ray: Any
+) -> None:
     """Take every video, or its clips one by one, through the stages in order, and hand it to `finish`.
 
-    workers: threads of a stage that does not say otherwise; 0: one per core.
+    workers: threads of a stage that does not say otherwise; 0: one per core. ray: what `on_ray.run` takes besides.
 
     Ctrl-C, or an error of `finish`, ends the run after the items in hand; videos that are not through are not finished.
     """
+    if executor == "ray":
+        from cosmos_predict.curate import on_ray
+
+        return on_ray.run(videos, stages, drive, finish, workers, **ray)
     workers = workers or os.cpu_count() or 1
     stop, lock, remaining = threading.Event(), threading.Lock(), iter(videos)
     with ExitStack() as stack:
@@ -35,29 +60,24 @@ def run(videos: Iterable[Video], stages: Sequence[Stage], finish: Finish, execut
             pool = stack.enter_context(ThreadPoolExecutor(stage.workers or workers)) if executor == "threads" else None
             maps.append(pool.map if pool else map)
 
-        def drive() -> None:
+        def unless_stopped(stage: Stage, item: Video | Clip) -> None:
+            if not stop.is_set():
+                attempt(stage, item)
+
+        def take() -> None:
             while not stop.is_set():
                 with lock:
                     video = next(remaining, None)
                 if video is None:
                     return
-                for stage, apply in zip(stages, maps, strict=True):
-                    items = [video] if stage.scope == "video" else [clip for clip in video.clips if clip.alive]
-                    list(apply(lambda item, stage=stage: attempt(stage, item), [] if video.error else items))
+                drive(video, stages, maps, unless_stopped)
                 if not stop.is_set():
                     finish(video)
 
-        def attempt(stage: Stage, item: Video | Clip) -> None:
-            try:
-                if not stop.is_set():
-                    stage.process(item)
-            except Exception as error:  # of whatever kind: the run must go on
-                item.error = {"stage": stage.name, "type": type(error).__name__, "message": str(error)}
-
         if executor == "inline":
-            return drive()
+            return take()
         drivers = stack.enter_context(ThreadPoolExecutor(2 * workers))
         stack.callback(stop.set)  # at Ctrl-C, too, and before the pools are waited for
-        futures = [drivers.submit(drive) for _ in range(2 * workers)]
+        futures = [drivers.submit(take) for _ in range(2 * workers)]
         for future in wait(futures, return_when=FIRST_EXCEPTION).done:
             future.result()

@@ -14,37 +14,54 @@ import contextlib
 import faulthandler
 import fcntl
 import json
+import os
 import shutil
+import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cosmos_predict.curate.stage import Video
+from cosmos_predict.curate.media import Footage
+from cosmos_predict.curate.stage import Clip, Video, Window
+from cosmos_predict.curate.storage import DATASET, Store
 from cosmos_predict.errors import ConfigError, CorruptFileError
-from cosmos_predict.io.atomic import atomic_write_text
+from cosmos_predict.io.embedding_index import EMBEDDING_SUFFIXES
 
-DATASET = "cosmos_predict2_video2world_dataset"
+FOLDER = "processed_videos"
+OWN_KEYS = {"video", "video_uuid", "status", "num_total_clips", "num_clip_chunks", "error", "attempts", "clips"}
+OWN_KEYS |= {"input", "options", "limits", "outputs"}  # of a record; the others are facts of the video
 
 
 class Records:
-    """The records of an output folder. options: those that results depend on. shard: I/N."""
+    """The records of an output folder. options: those that results depend on. shard: I/N. work: scratch, on this machine."""
 
-    def __init__(self, output: Path, options: Mapping[str, Any], shard: str = "1/1") -> None:
-        self.output, self.options = output, json.loads(json.dumps(dict(options)))
-        self.work = output / ".work" / f"shard-{shard.replace('/', '-')}"
-
-    def path(self, relative: str) -> Path:
-        """Return where the record of a video is."""
-        return self.output / "processed_videos" / f"{relative}.json"
+    def __init__(
+        self, output: Store | Path, options: Mapping[str, Any], shard: str = "1/1", work: str | Path = ""
+    ) -> None:
+        self.output, self.options = output if isinstance(output, Store) else Store(output), dict(options)
+        remote = f"curate-{zlib.crc32(self.output.root.encode()):08x}"  # the same one next time
+        here = Path(tempfile.gettempdir(), remote) if self.output.remote else Path(self.output.root, ".work")
+        self.limits: dict[str, float] = {}  # of scores, in force when a clip was judged
+        self.work = Path(os.path.abspath(work or here)) / f"shard-{shard.replace('/', '-')}"
 
     def read(self, relative: str) -> dict[str, Any]:
         """Return the record of a video, {} where there is none; raises CorruptFileError where it is no JSON object."""
-        path = self.path(relative)
+        place = f"{FOLDER}/{relative}.json"
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+            text = self.output.read(place)
+            return {} if text is None else dict(json.loads(text))
         except (ValueError, TypeError) as error:
-            raise CorruptFileError(f"{path}: not a record ({error}); remove it, and its video is done again") from error
+            where = self.output.uri(place)
+            raise CorruptFileError(
+                f"{where}: not a record ({error}); remove it, and its video is done again"
+            ) from error
+
+    def videos(self) -> list[str]:
+        """Return the relative paths of all videos that have a record."""
+        found = (place for place in self.output.files(FOLDER) if place.endswith(".json"))
+        return [place.removeprefix(f"{FOLDER}/").removesuffix(".json") for place in found]
 
     @contextlib.contextmanager
     def lock(self, videos: Iterable[Video]) -> Iterator[None]:
@@ -62,7 +79,7 @@ class Records:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise ConfigError(
-                    f"{self.output}: another process works on it; wait, or give each its --shard"
+                    f"{self.output.root}: another process works on it; wait, or give each its --shard"
                 ) from error
             crashed = crash.is_file() and crash.stat().st_size
             for video in videos:
@@ -87,9 +104,9 @@ class Records:
 
         Raises ConfigError where options or a file have changed, with the differences.
         """
-        chosen, others, changes = [], Counter[str](), list[str]()
+        chosen, others, changes, there = [], Counter[str](), list[str](), set(self.videos())
         for video in videos:
-            record = self.read(video.relative)
+            record = self.read(video.relative) if video.relative in there else {}
             status = record.get("status", "writing")
             changed = self._changes(video, record) if status != "writing" else []
             failed = status == "failed" or any(clip["error"] for clip in record.get("clips", {}).values())
@@ -103,7 +120,7 @@ class Records:
         if changes:
             shown = "\n  ".join(changes[:5] + ([f"and {len(changes) - 5} more"] if len(changes) > 5 else []))
             raise ConfigError(
-                f"{self.output} holds results of other options or files:\n  {shown}\n"
+                f"{self.output.root} holds results of other options or files:\n  {shown}\n"
                 "--redo changed makes those again; or choose another output folder"
             )
         return chosen, others
@@ -115,11 +132,19 @@ class Records:
         same = (record["video"], record["input"]) == (video.identity, video.stamp)
         return found + ([] if same else [f"the file has changed, or was {record['video']}"])
 
-    def begin_writing(self, video: Video, outputs: Iterable[str]) -> None:
-        """Note the files (below the output folder) that are about to appear; remove those of an earlier run."""
-        old, video.outputs = set(self.read(video.relative).get("outputs", [])), sorted(outputs)
+    def publish(self, video: Video, made: Mapping[str, Path | str | None]) -> None:
+        """Bring a video's results to their places; what an earlier run left of it and is no longer made goes first.
+
+        made: place below the output folder: the file, its text, or None where it is there already.
+        """
+        old, video.outputs = set(self.read(video.relative).get("outputs", [])), sorted(made)
         self._write(video, "writing", sorted(old | set(video.outputs)))
         self._remove(old - set(video.outputs))
+        for place, source in made.items():
+            if isinstance(source, str):
+                self.output.write(place, source)
+            elif source is not None:
+                self.output.put(place, source)
 
     def finish(self, video: Video) -> None:
         """Write the record of a video whose stages are through, and remove its scratch folder."""
@@ -136,23 +161,42 @@ class Records:
             **{"num_total_clips": len(video.clips), "num_clip_chunks": 1, "error": video.error},
             "attempts": attempts + 1 if status == "failed" else 0 if status == "done" else attempts,
             "clips": {clip.uuid: clip.outcome() for clip in video.clips},
-            **{"input": video.stamp, "options": self.options, "outputs": outputs},
+            **{"input": video.stamp, "options": self.options, "limits": self.limits, "outputs": outputs},
         }
-        atomic_write_text(self.path(video.relative), json.dumps(record, indent=1))
+        self.output.write(f"{FOLDER}/{video.relative}.json", json.dumps(record, indent=1))
 
     def _remove(self, outputs: Iterable[str]) -> None:
-        for path in (self.output / place for place in outputs):
-            path.unlink(missing_ok=True)
-            if path.parent == self.output / DATASET / "videos":  # and what was embedded of it
-                for embedding in (self.output / DATASET / "t5_xxl").glob(f"{path.stem}.*"):
-                    embedding.unlink(missing_ok=True)
+        for place in outputs:
+            self.output.remove(place)
+            if place.startswith(f"{DATASET}/videos/"):  # and what was embedded of it
+                for suffix in EMBEDDING_SUFFIXES:
+                    self.output.remove(f"{DATASET}/t5_xxl/{Path(place).stem}{suffix}")
+
+    def restore(self, relative: str) -> Video:
+        """Return a video as its record and its clips' metas say; their files stay where they are (`Clip.place`)."""
+        record = self.read(relative)
+        facts = {key: value for key, value in record.items() if key not in OWN_KEYS}
+        video = Video(record["video"], relative, self.work, record["input"], footage=Footage(facts=facts))
+        video.outputs, video.error = list(record["outputs"]), record["error"]
+        for name, known in record["clips"].items():
+            start, end = known["frames"]
+            clip = Clip(video, start, end, name, (0.0, 0.0), scores=known["scores"], error=known["error"])
+            clip.rejected, clip.rejected_by = known["rejected"], known.get("rejected_by", "")
+            video.clips.append(clip)
+            if text := self.output.read(f"metas/v0/{name}.json"):
+                clip.meta = json.loads(text)
+                clip.place, clip.frames = clip.meta["clip_location"], clip.meta["num_frames"]
+                for row in clip.meta["windows"]:
+                    caption = row.get(f"{clip.meta['caption_source']}_caption", "")
+                    enhanced = [text for key, text in row.items() if key.endswith("_enhanced_caption")]
+                    clip.windows.append(Window(row["start_frame"], row["end_frame"], caption, *enhanced))
+            clip.span = (clip.meta or {"duration_span": (0.0, known["duration"])})["duration_span"]
+        return video
 
     def summarise(self) -> dict[str, Any]:
         """Write `summary.json`: totals, and the clips of each video; return the totals and {place: message} of errors."""
         totals, rejected, errors, videos = Counter[str](), Counter[str](), {}, {}
-        root = self.output / "processed_videos"
-        for path in sorted(root.rglob("*.json")):
-            relative = str(path.relative_to(root)).removesuffix(".json")
+        for relative in self.videos():
             record = self.read(relative)
             clips: dict[str, Any] = record["clips"]
             kept = {uuid: clip for uuid, clip in clips.items() if not clip["rejected"] and not clip["error"]}
@@ -168,5 +212,5 @@ class Records:
             videos[relative] = {key: record[key] for key in ("video_uuid", "num_total_clips", "num_clip_chunks")}
             videos[relative] |= {"source_video": record["video"], "clips": [*kept], "filtered_clips": [*dropped]}
         counts = {"num_processed_videos": len(videos), **totals, "num_clips_filtered_by": dict(rejected)}
-        atomic_write_text(self.output / "summary.json", json.dumps({**counts, "errors": errors, **videos}, indent=1))
+        self.output.write("summary.json", json.dumps({**counts, "errors": errors, **videos}, indent=1))
         return {**counts, "errors": errors}

@@ -92,3 +92,43 @@ def caption_windows(frames: int, size: int = 256, remainder: int = 128) -> list[
     elif rest:
         windows[-1] = (windows[-1][0], frames - 1)
     return windows
+
+
+def shown_frames(window: Span, fps: float, rate: float = 2.0) -> np.ndarray:
+    """Return the frames (n,) int64 of a window (start, end), end included, that a vision language model is shown.
+
+    About `rate` a second; at least 4, at most 768 and at most as many as there are, an even number; evenly spread.
+    """
+    start, end = window
+    total = end - start  # published: one less than there are
+    count = min(max(total / fps * rate, 4), min(768, total) // 2 * 2)
+    return np.rint(np.linspace(start, end - 1, 2 * round(count / 2))).astype(np.int64)
+
+
+def shown_size(height: int, width: int, frames: int, patch: int = 28) -> tuple[int, int]:
+    """Return the height and width of what the model is shown: multiples of 28, fewer pixels the more frames a clip shows."""
+    least, unit = 128 * patch**2, 24576 * patch**2
+    most = max(min(768 * patch**2, int(unit / frames * 2)), int(1.05 * least))
+    sides = [max(round(side / patch), 1) * patch for side in (height, width)]
+    if sides[0] * sides[1] > most:
+        beta = math.sqrt(height * width / most)
+        sides = [max(math.floor(side / beta / patch), 1) * patch for side in (height, width)]
+    elif sides[0] * sides[1] < least:
+        beta = math.sqrt(least / (height * width))
+        sides = [math.ceil(side * beta / patch) * patch for side in (height, width)]
+    return sides[0], sides[1]
+
+
+def sample_closest(times: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the frames nearest to sample times every 1 / rate seconds, and how many sample times each is nearest to.
+
+    times: (N,) float32 seconds, ascending. The last sample may lie half a period behind the last frame; of two frames as
+    near, the earlier is taken.
+    """
+    times = np.asarray(times, np.float32)
+    samples = np.arange(times[0], times[-1] + 0.5 / rate, 1 / rate, dtype=np.float32)
+    right = np.searchsorted(times, samples).clip(0, len(times) - 1)
+    left = np.maximum(right - 1, 0)
+    nearest = np.where(samples - times[left] <= times[right] - samples, left, right)
+    nearest[samples >= times[-1]] = len(times) - 1
+    return np.unique(nearest, return_counts=True)

@@ -6,12 +6,16 @@ however long and many the videos are. A stage of one's own is a subclass of `Sta
     class Bright(Stage):
         name, scope = "bright", "clip"
         def process(self, item: Clip) -> None:
-            if mean_brightness(item.path) < 40: item.reject("too dark")
+            item.scores["brightness"] = mean_brightness(item.path)
+            self.decide(item)
+        def limits(self) -> dict[str, float]:
+            return {"brightness": 40.0}
 """
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +30,7 @@ class Window:
     start: int
     end: int
     caption: str = ""
+    enhanced: str = ""  # the caption as a model rewrote it
 
 
 @dataclass
@@ -42,6 +47,9 @@ class Clip:
     windows: list[Window] = field(default_factory=list)
     scores: dict[str, Any] = field(default_factory=dict)
     rejected: str = ""
+    rejected_by: str = ""  # name of the stage
+    place: str = ""  # where its mp4 is below the output folder, once it is written
+    meta: dict[str, Any] = field(default_factory=dict)  # of a written clip: its `metas/v0/` file
     error: dict[str, str] = field(default_factory=dict)  # stage, type and message of what a stage raised
 
     def reject(self, reason: str) -> None:
@@ -56,7 +64,8 @@ class Clip:
     def outcome(self) -> dict[str, Any]:
         """Return what the video's record says of the clip."""
         times = {"frames": [self.start, self.end], "duration": self.span[1] - self.span[0]}
-        return {**times, "rejected": self.rejected, "error": self.error, "scores": self.scores}
+        rejected = {"rejected": self.rejected, "rejected_by": self.rejected_by}
+        return {**times, **rejected, "error": self.error, "scores": self.scores}
 
 
 @dataclass
@@ -66,7 +75,8 @@ class Video:
     identity: str
     relative: str
     work: Path  # folder of all scratch folders
-    stamp: list[int] = field(default_factory=list)  # size and time of change of the file
+    stamp: list[Any] = field(default_factory=list)  # size and time of change of the file
+    copy: Path | None = None  # of a video that is not on this machine
     footage: Footage = field(default_factory=Footage)
     clips: list[Clip] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)  # files written for it, below the output folder
@@ -76,6 +86,11 @@ class Video:
     def uuid(self) -> str:
         """The published id: UUIDv5 of the path."""
         return str(uuid.uuid5(uuid.NAMESPACE_URL, self.identity))
+
+    @property
+    def path(self) -> Path:
+        """The file on this machine."""
+        return self.copy or Path(self.identity)
 
     @property
     def scratch(self) -> Path:
@@ -89,13 +104,39 @@ class Stage:
     name: ClassVar[str]
     scope: ClassVar[str] = "video"  # or "clip": what one item is
     workers: int | None = None  # items at a time; None: as many as there are cores
+    models: Sequence[Any] = ()  # what it opens and closes, and may share with other stages
 
     def setup(self) -> None:
-        """Load weights, open clients: once, before the first item."""
+        """Load weights, open clients: once, before the first item. By default: opens `models`."""
+        for model in self.models:
+            model.open()
 
     def process(self, item: Any) -> None:
         """Work on one item, in place. Called by several threads at a time where `workers` is not 1."""
         raise NotImplementedError
 
+    def limits(self) -> dict[str, float]:
+        """Return the least that a clip's scores may be, by name (dotted: "motion_score.global_mean"); a report draws them."""
+        return {}
+
+    def decide(self, item: Clip) -> None:
+        """Reject a clip by the scores that it has: the end of `process`, and all that `curate filter` does.
+
+        By default: any score below its limit; a score that is missing rejects nothing. A stage that only scores overrides it.
+        """
+        for name, least in self.limits().items():
+            value = score(item.scores, name)
+            if value is not None and value < least:
+                item.reject(self.name)
+
     def teardown(self) -> None:
         """Undo `setup`: once, after the last item."""
+        for model in self.models:
+            model.close()
+
+
+def score(scores: Any, name: str) -> float | None:
+    """Return a score by its dotted name; None where there is none."""
+    for part in name.split("."):
+        scores = scores.get(part) if isinstance(scores, dict) else None
+    return scores

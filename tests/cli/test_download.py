@@ -158,3 +158,20 @@ def test_pins_are_commits() -> None:
             assert set(pins) <= set(entry["sizes"])
         for pin in pins.values() if isinstance(pins, dict) else [pins] if pins else []:
             assert len(pin) == 40 and int(pin, 16)
+
+
+def test_models_of_curation(hub: Hub, tmp_path: Path) -> None:
+    assert set(chosen("download_curate_models.py", "--models", "transnetv2,cosmos_reason1")) == {
+        "checkpoints/transnetv2",
+        "checkpoints/nvidia/Cosmos-Reason1-7B",
+    }
+    assert len(chosen("download_curate_models.py", "--models", "aesthetic")) == 2
+    hub.files["Sn4kehead/TransNetV2"] = {"transnetv2-pytorch-weights.pth": MODEL, "README.md": b"x"}
+    for flags, found in ((["--dryrun"], []), ([], ["transnetv2/transnetv2-pytorch-weights.pth"])):
+        status, out, err = run(hub, tmp_path, "download_curate_models.py", "--models", "transnetv2", *flags)
+        assert status == 0 and "transnetv2-pytorch-weights.pth  0.026 GB" in out, err
+        assert tree(tmp_path) == found
+    status, _, err = run(hub, tmp_path, "download_curate_models.py", "--models", "transnetv2,clip")
+    assert status == 2 and "'transnetv2,clip'; expected some of transnetv2,aesthetic,cosmos_reason1" in err
+    status, _, err = run(hub, tmp_path, "download_curate_models.py")
+    assert status == 2 and "--models" in err

@@ -15,7 +15,14 @@ from cosmos_predict.curate.split import split
 REPOSITORY = Path(__file__).parents[2]
 
 
-def run_split(source: Path, output: Path, *flags: str) -> dict[str, Any]:
+def options_of(*flags: str) -> dict[str, Any]:
+    """Return the options of `split` as the command line has them, by name."""
+    args = build_parser().parse_args(["split", "--input-video-path", "in", "--output-clip-path", "out", *flags])
+    names = [name.replace("-", "_") for options in read_options().values() for name in options]
+    return {name: getattr(args, name) for name in names}
+
+
+def run_split(source: Path | str, output: Path | str, *flags: str) -> dict[str, Any]:
     """Run `split` in this process with the flags of the command; return its summary."""
     args = build_parser().parse_args(
         ["split", "--input-video-path", str(source), "--output-clip-path", str(output), *flags]
@@ -25,25 +32,33 @@ def run_split(source: Path, output: Path, *flags: str) -> dict[str, Any]:
     return split(source, output, options, names["run"])
 
 
-def command(source: Path, output: Path, *flags: str) -> subprocess.Popen[str]:
-    """Start `scripts/curate.py split` as a user does."""
-    words = [sys.executable, "scripts/curate.py", "split", "--input-video-path", str(source)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def start(*words: str) -> subprocess.Popen[str]:
+    """Start `scripts/curate.py` as a user does."""
     return subprocess.Popen(
-        [*words, "--output-clip-path", str(output), *flags],
+        [sys.executable, "scripts/curate.py", *words],
         cwd=REPOSITORY,
-        env=environment,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def finished(source: Path, output: Path, *flags: str) -> tuple[int, str, str]:
-    """Run the command to its end; return status, stdout, stderr."""
-    process = command(source, output, *flags)
-    out, err = process.communicate(timeout=120)
+def command(source: Path | str, output: Path | str, *flags: str) -> subprocess.Popen[str]:
+    """Start `scripts/curate.py split`."""
+    return start("split", "--input-video-path", str(source), "--output-clip-path", str(output), *flags)
+
+
+def run_command(*words: str) -> tuple[int, str, str]:
+    """Run `scripts/curate.py` to its end; return status, stdout, stderr."""
+    process = start(*words)
+    out, err = process.communicate(timeout=240)
     return process.returncode, out, err
+
+
+def finished(source: Path | str, output: Path | str, *flags: str) -> tuple[int, str, str]:
+    """Run `scripts/curate.py split` to its end; return status, stdout, stderr."""
+    return run_command("split", "--input-video-path", str(source), "--output-clip-path", str(output), *flags)
 
 
 def tree(output: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Executors: every item through every stage, failures isolated, memory bounded, a clean end."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -7,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loguru import logger
 
-from cosmos_predict.curate.engine import EXECUTORS, run
+from cosmos_predict.curate import progress
+from cosmos_predict.curate.engine import run
+from cosmos_predict.curate.progress import Progress
 from cosmos_predict.curate.stage import Clip, Stage, Video
+
+LOCAL = ("threads", "inline")  # ray: test_ray.py
 
 
 def videos(count: int) -> Iterator[Video]:
@@ -22,6 +28,7 @@ class Divide(Stage):
 
     def process(self, item: Video) -> None:
         count = int(item.relative) % 4
+        item.footage.facts["no_clips"] = "" if count else "nothing in it"
         item.clips = [
             Clip(item, index, index + 1, f"{item.relative}-{index}", (index, index + 1)) for index in range(count)
         ]
@@ -59,7 +66,7 @@ class Mark(Stage):
         self.set_up -= 1
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("executor", LOCAL)
 def test_everything_passes_every_stage_once(executor: str) -> None:
     first, second, last = (
         Mark("first", bad="6-1", drop="3-2"),
@@ -81,7 +88,7 @@ def test_everything_passes_every_stage_once(executor: str) -> None:
     assert by_name["5"].error["message"] == "cannot do 5" and not by_name["7"].error
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("executor", LOCAL)
 def test_a_video_that_fails_skips_the_rest(executor: str) -> None:
     first, second = Mark("first", "video", bad="3"), Mark("second")
     done: list[Video] = []
@@ -107,7 +114,7 @@ def test_few_videos_are_in_hand() -> None:
     assert done[0] == 200 and most[0] <= 5
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("executor", LOCAL)
 def test_an_error_of_finish_ends_the_run(executor: str) -> None:
     stage, done = Mark("clip"), []
 
@@ -132,3 +139,23 @@ def test_a_stage_that_cannot_be_set_up_ends_the_run() -> None:
     with pytest.raises(FileNotFoundError, match="no weights"):
         run(videos(3), [good, NoWeights()], lambda video: None, "threads")
     assert good.set_up == 0 and not good.seen
+
+
+def test_table_counts_clips_and_reasons(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{level} {message}")
+    with contextlib.closing(Progress(8)) as table:
+        stages = [Divide(), Mark("first", bad="7-1", drop="3-2"), Mark("second", bad="6-1", drop="7-0")]
+        run(videos(8), stages, table.add, "inline")
+    logger.remove(sink)
+    last = lines[-1]
+    assert "videos: 8 of 8; clips: 8 kept, 2 rejected (dropped 2); 2 errors;" in last and "0.0 minutes left" in last
+    assert sum("no clip: " in line for line in lines) == 2 and any("videos: 3 of 8" in line for line in lines)
+    assert "ERROR 7: first: cannot do 7-1\n" in lines
+    capfd.readouterr()
+    monkeypatch.setattr("os.isatty", lambda descriptor: True)
+    with contextlib.closing(Progress(8)) as table:
+        run(videos(8), stages[:2], table.add, "inline")
+    shown = capfd.readouterr().err
+    assert "8/8" in shown and "clips: 10 kept, 1 rejected (dropped 1); 1 errors" in shown

@@ -87,9 +87,9 @@ class Case:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the case's filled state dict under the published key names."""
-        variances = set(self.spec.get("keys_running_var", ()))
+        variances = self.spec.get("keys_running_var", {})
         state = {}
-        for key, shape in self.spec.get("keys", {}).items():
+        for key, shape in {**self.spec.get("keys", {}), **variances}.items():
             values = fill.fill_array(key, shape, self.seed)
             state[key] = torch.from_numpy(1 + np.abs(values) if key in variances else values)
         return state

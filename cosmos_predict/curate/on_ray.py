@@ -1,0 +1,106 @@
+"""Executor `ray`: every worker is an actor that holds all stages, set up once, and takes a video through them.
+
+So only paths and records travel, and scratch files stay on the machine where a video is worked on. Several machines need a
+cluster (`ray start`, `--ray-address auto`) and folders that all of them see, or s3:// prefixes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from loguru import logger
+
+from cosmos_predict.curate.own import MODULE
+from cosmos_predict.curate.stage import Stage, Video
+from cosmos_predict.errors import MissingDependencyError
+
+TRIES = 2  # of a video whose worker dies, in one run
+Drive = Callable[[Video, Sequence[Stage]], None]
+
+
+class Worker:
+    """What lives in an actor; one that was restarted sets its stages up again."""
+
+    def __init__(self, stages: Sequence[Stage], drive: Drive) -> None:
+        self.stages, self.drive, self.ready = stages, drive, False
+
+    def setup(self) -> None:
+        for stage in () if self.ready else self.stages:
+            stage.setup()
+        self.ready = True
+
+    def work(self, video: Video) -> Video:
+        self.setup()
+        self.drive(video, self.stages)
+        shutil.rmtree(video.scratch, ignore_errors=True)
+        return video
+
+
+def run(
+    videos: Iterable[Video],
+    stages: Sequence[Stage],
+    drive: Drive,
+    finish: Callable[[Video], None],
+    workers: int = 0,
+    address: str = "",
+    gpus: float = 0.0,
+) -> None:
+    """Take every video through the stages on a Ray cluster and hand it to `finish` in this process; one in hand per worker.
+
+    A video whose worker is killed is tried once more on a fresh one, then fails.
+
+    Args:
+        drive: takes a video through stages.
+        workers: actors, of one CPU each; 0: as many as the cluster has CPUs.
+        address: of a running cluster, or "auto"; "": one of this machine, for this run.
+        gpus: share of a GPU that each actor takes.
+
+    Raises MissingDependencyError without Ray; what a stage's `setup` or `finish` raises.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError as error:
+        raise MissingDependencyError("--executor ray needs Ray: pip install 'cosmos-predict[ray]'") from error
+    for stage in stages:  # a module that other processes cannot import travels with its code
+        if type(stage).__module__.startswith(MODULE):
+            ray.cloudpickle.register_pickle_by_value(sys.modules[type(stage).__module__])
+    here: dict[str, Any] = {"num_cpus": workers or os.cpu_count(), "include_dashboard": False}
+    ray.init(log_to_driver=False, logging_level="ERROR", **({"address": address} if address else here))
+    try:
+        count = workers or int(ray.cluster_resources().get("CPU", 1))
+        make = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1)(Worker).remote
+        actors = [make(stages, drive) for _ in range(count)]
+        try:
+            ray.get([actor.setup.remote() for actor in actors])
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause or error from None
+        waiting, pending = iter(videos), {}
+
+        def give(actor: Any, video: Video | None, tries: int = 1) -> None:
+            if video is not None:
+                pending[actor.work.remote(video)] = (actor, video, tries)
+
+        for actor in actors:
+            give(actor, next(waiting, None))
+        while pending:
+            (reference,), _ = ray.wait(list(pending))
+            actor, video, tries = pending.pop(reference)
+            try:
+                video = ray.get(reference)
+            except ray.exceptions.RayError as error:
+                if tries < TRIES:
+                    logger.warning(f"{video.relative}: its worker died ({type(error).__name__}); once more")
+                    give(actor, video, tries + 1)
+                    continue
+                message = f"its worker died {TRIES} times ({type(error).__name__})"
+                video.error = {"stage": "any", "type": "WorkerDied", "message": message}
+            finish(video)
+            give(actor, next(waiting, None))
+    finally:
+        ray.shutdown()

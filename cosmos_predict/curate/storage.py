@@ -1,0 +1,149 @@
+"""Where curation reads and writes: a folder, or a prefix `s3://BUCKET/KEY` (any place that fsspec knows) through fsspec.
+
+Credentials and endpoint of S3 come from where its tools look for them: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, AWS_PROFILE, ...
+A file appears whole or not at all: locally by rename or link, remotely by one upload.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cosmos_predict.errors import ConfigError, DataError, MissingDependencyError
+from cosmos_predict.io.atomic import atomic_write_text
+
+DATASET = "cosmos_predict2_video2world_dataset"  # the folder that the trainer reads, below the output folder
+
+
+class Store:
+    """The files below a root; a place is a path relative to it. profile: section of the AWS files, "" for the usual one."""
+
+    def __init__(self, root: str | Path, profile: str = "") -> None:
+        self.remote = "://" in str(root)
+        self.root = str(root).rstrip("/") if self.remote else os.path.abspath(root)
+        self.profile = profile
+
+    @cached_property
+    def system(self) -> Any:
+        """The fsspec file system of a remote root; raises MissingDependencyError where its package is absent."""
+        try:
+            import fsspec
+
+            options = {"profile": self.profile} if self.profile else {}
+            return fsspec.url_to_fs(self.root, use_listings_cache=False, **options)[0]
+        except ImportError as error:
+            raise MissingDependencyError(f"{self.root}: {error}; pip install 'cosmos-predict[curate]'") from error
+
+    def __getstate__(self) -> dict[str, Any]:  # a file system holds threads: each process makes its own
+        return {key: value for key, value in self.__dict__.items() if key != "system"}
+
+    def uri(self, place: str) -> str:
+        """Return the full path or address of a place."""
+        return f"{self.root}/{place}"
+
+    def files(self, below: str = "") -> dict[str, list[Any]]:
+        """Return {place: [size, time of change or tag]} of all files below a place, sorted; not of names with a dot first."""
+        if self.remote:
+            top = self.uri(below).rstrip("/")
+            try:
+                found = self.system.find(top, detail=True)
+            except FileNotFoundError:
+                return {}
+            except Exception as error:  # of botocore: no credentials, no such host, ...
+                raise DataError(f"{top}: cannot be listed ({type(error).__name__}: {error})") from error
+            start = len(self.system._strip_protocol(self.root)) + 1
+            marks = {
+                path[start:]: [entry["size"], entry.get("ETag") or entry.get("mtime")] for path, entry in found.items()
+            }
+        else:
+            marks = {}
+            for folder, folders, names in os.walk(Path(self.root, below)):
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                for path in (Path(folder, name) for name in names):
+                    with contextlib.suppress(FileNotFoundError):  # another process has just removed it
+                        stat = path.stat()
+                        marks[path.relative_to(self.root).as_posix()] = [stat.st_size, stat.st_mtime_ns]
+        shown = (place for place in marks if "/." not in f"/{place}")
+        return {place: marks[place] for place in sorted(shown, key=Path)}
+
+    def read(self, place: str) -> str | None:
+        """Return a text, None where there is none."""
+        try:
+            data = self.system.cat_file(self.uri(place)) if self.remote else Path(self.uri(place)).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return data.decode("utf-8")
+
+    def write(self, place: str, text: str) -> None:
+        """Write a text, whole or not at all."""
+        if self.remote:
+            self.system.pipe_file(self.uri(place), text.encode("utf-8"))
+        else:
+            atomic_write_text(self.uri(place), text)
+
+    def put(self, place: str, source: Path) -> None:
+        """Bring a file of this machine to its place: a link where that is possible, else a copy."""
+        if self.remote:
+            self.system.put_file(str(source), self.uri(place))
+            return
+        target = Path(self.uri(place))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:  # a file system without links
+            shutil.copyfile(source, target)
+
+    def fetch(self, place: str, target: Path) -> Path:
+        """Return a file as one of this machine: itself, or a copy at `target`. Raises DataError where it cannot be read."""
+        if not self.remote:
+            return Path(self.uri(place))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.system.get_file(self.uri(place), str(target))
+        except Exception as error:
+            raise DataError(f"{self.uri(place)}: cannot be fetched ({type(error).__name__}: {error})") from error
+        return target
+
+    def remove(self, place: str) -> None:
+        """Remove a file where there is one."""
+        if not self.remote:
+            Path(self.uri(place)).unlink(missing_ok=True)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                self.system.rm_file(self.uri(place))
+
+    def check_writable(self) -> None:
+        """Raise ConfigError, with the reason, where nothing can be written here."""
+        place = f".work/{uuid.uuid4().hex}"
+        try:
+            self.write(place, "")
+            self.remove(place)
+        except Exception as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"{self.root}: cannot write there ({type(error).__name__}: {reason})") from error
+
+    @contextlib.contextmanager
+    def local(self, below: str, scratch: Path, without: str = "") -> Iterator[Path]:
+        """Yield a folder as one of this machine; what the body adds or changes in a copy is uploaded in the end.
+
+        without: a folder in it that the body does not need.
+        """
+        if not self.remote:
+            yield Path(self.uri(below))
+            return
+        for place in self.files(below):
+            if not without or not place.startswith(f"{below}/{without}/"):
+                self.fetch(place, scratch / place)
+        copy = Store(scratch)
+        before = copy.files(below)
+        yield scratch / below
+        for place, mark in copy.files(below).items():
+            if before.get(place) != mark:
+                self.put(place, scratch / place)

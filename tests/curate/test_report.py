@@ -1,0 +1,158 @@
+"""The report: one page that needs nothing else, with the figures of the records; a browser shows it without complaint."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from cosmos_predict.curate.records import Records
+from cosmos_predict.curate.report import SHOWN, _histogram, _numbers, _spread
+from tests.curate.footage import make_set
+from tests.curate.running import run_command, run_split
+
+OWN = """
+from cosmos_predict.curate.stage import Clip, Stage
+
+class First(Stage):
+    name, scope = "first <of all>", "clip"
+
+    def limits(self):
+        return {"numbers.first_frame": 100.0}
+
+    def process(self, item: Clip) -> None:
+        item.scores["numbers"] = {"first_frame": float(item.start), "word": "no number"}
+        self.decide(item)
+"""
+
+
+class Page(HTMLParser):
+    """Collects tags, texts by the section they are in, images and whatever points outside."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.section = ""
+        self.counts: dict[str, dict[str, int]] = {}
+        self.texts: dict[str, str] = {}
+        self.images: list[str] = []
+        self.outside: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.section = (given.get("id") or given.get("class") or "") if tag == "section" else self.section
+        counts = self.counts.setdefault(self.section, {})
+        counts[tag] = counts.get(tag, 0) + 1
+        for name in ("src", "href"):
+            if (value := given.get(name)) is not None:
+                (self.images if value.startswith("data:image/jpeg") else self.outside).append(value)
+        if tag not in ("meta", "link", "img", "br", "rect", "line"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("rect", "line"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts[self.section] = self.texts.get(self.section, "") + data
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reported")
+    make_set(folder / "in", 3)
+    (folder / "in" / "part0" / "film_0.txt").write_text("Blocks & <b>more</b> blocks.")
+    (folder / "in" / "part0" / "broken.mp4").write_text("no video")
+    (folder / "own.py").write_text(OWN)
+    run_split(
+        folder / "in", folder / "out", "--stage", f"{folder / 'own.py'}:First", "--splitting-algorithm", "content"
+    )
+    return folder
+
+
+@pytest.mark.slow
+def test_page_holds_the_figures_of_the_records(reported: Path) -> None:
+    from PIL import Image
+
+    text = (reported / "out" / "report.html").read_text()
+    page = Page(text)
+    assert page.outside == ["data:,"] and "http" not in re.sub(r"data:image/jpeg;base64,[^']*", "", text)
+    facts = page.texts["facts"]
+    for figure in ("4videos", "4clips kept", "3clips rejected", "1problems"):
+        assert figure in facts, facts
+    assert page.counts["kept"]["figure"] == 4 and page.counts["rejected"]["figure"] == 3
+    assert "first <of all>: 3" in page.texts["rejected"] and "Blocks & <b>more</b> blocks." in page.texts["kept"]
+    assert page.counts["histograms"]["svg"] == 2 and page.counts["histograms"]["line"] == 1
+    assert "numbers.first_frame: 7 clips" in page.texts["histograms"]
+    assert "limit 100: 3 below" in page.texts["histograms"]
+    assert "part0/broken.mp4" in page.texts["problems"] and "ingest: " in page.texts["problems"]
+    assert len(page.images) == 7
+    for image in page.images:
+        with Image.open(io.BytesIO(base64.b64decode(image.partition(",")[2]))) as picture:
+            assert picture.size == (240, 144) and picture.convert("L").getextrema()[1] > 50
+    before = (reported / "out" / "report.html").read_bytes()
+    (reported / "out" / "report.html").unlink()
+    status, out, _ = run_command("report", str(reported / "out"))
+    assert status == 1 and "num_clips_passed                 4" in out  # 1: a video failed
+    assert (reported / "out" / "report.html").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_browser_shows_it(reported: Path, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium here (Debian: apt-get install chromium); the page was not opened in a browser")
+    probe = (
+        "<script>window.onload = () => { const seen = [...document.images].filter(i => i.naturalWidth && i.offsetHeight);"
+        "const bars = [...document.querySelectorAll('svg rect')].filter(r => r.getBoundingClientRect().height > 1);"
+        "document.title = `${seen.length} pictures, ${bars.length > 5} bars`; console.log('page is ready'); }</script>"
+    )
+    copy = tmp_path / "report.html"
+    copy.write_text((reported / "out" / "report.html").read_text().replace("</head>", f"{probe}</head>"))
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--v=0",
+        "--virtual-time-budget=5000",
+    ]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", copy.as_uri()]
+    done = subprocess.run([browser, *flags], capture_output=True, text=True, timeout=120)
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert "<title>7 pictures, true bars</title>" in done.stdout, (done.stdout[:300], done.stderr[-2000:])
+    assert len(console) == 1 and "page is ready" in console[0], console
+
+
+def test_nothing_to_show(tmp_path: Path) -> None:
+    from cosmos_predict.curate.report import write_report
+
+    write_report(Records(tmp_path, {}))
+    page = Page((tmp_path / "report.html").read_text())
+    assert page.texts["kept"].startswith("Nothing.") and "0videos" in page.texts["facts"]
+
+
+def test_parts() -> None:
+    assert _spread(0, 4) == [] and _spread(3, 4) == [0, 1, 2] and _spread(100, 4) == [0, 25, 50, 75]
+    assert SHOWN == 24
+    scores = {
+        "a": {"b": 1, "c": float("nan")},
+        "n": {"m": -1.0, "error": "no"},
+        "d": "text",
+        "e": 2.5,
+        "f": [1, 2],
+        "g": True,
+    }
+    assert [*_numbers(scores)] == [("a.b", 1.0), ("e", 2.5)]
+    drawn = _histogram("one value", [2.0, 2.0], None)
+    assert "2 in" in drawn and "nan" not in drawn and "line" not in drawn
+    assert "limit 0: 1 below" in _histogram("x", [-1.0, 1.0], 0.0)

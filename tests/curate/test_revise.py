@@ -1,0 +1,178 @@
+"""`filter`, `caption`, `dedup`: what is recorded changes, files follow, nothing moves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cosmos_predict.curate.dedup import dedup, frame_features, repeats
+from cosmos_predict.curate.own import fingerprint
+from cosmos_predict.curate.records import DATASET
+from cosmos_predict.curate.revise import recaption, refilter
+from cosmos_predict.curate.storage import Store
+from cosmos_predict.data.video_reader import read_frames, write_video
+from cosmos_predict.errors import ConfigError, DataError
+from tests.curate.footage import FPS, film, make_set, numbers, shot
+from tests.curate.running import finished, options_of, run_split, tree
+
+OWN = '''
+from cosmos_predict.curate.stage import Clip, Stage
+
+class First(Stage):
+    """Scores a clip with the number of its first frame."""
+    name, scope = "first", "clip"
+    least = {least}
+
+    def limits(self):
+        return {{"first_frame": self.least}}
+
+    def process(self, item: Clip) -> None:
+        item.scores["first_frame"] = float(item.start)
+        self.decide(item)
+'''
+
+
+def own(folder: Path, least: float) -> str:
+    path = folder / "own.py"
+    path.write_text(OWN.format(least=least))
+    return f"{path}:First"
+
+
+def run_options(*flags: str) -> dict[str, Any]:
+    return {**options_of(*flags), "executor": "threads"}
+
+
+def kept(output: Path) -> set[str]:
+    return {path.stem.split("_")[0] for path in (output / DATASET / "videos").glob("*.mp4")}
+
+
+@pytest.fixture(scope="module")
+def curated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with `in`, 2 films and a long shot, and `out`, split with a score that rejects nothing."""
+    folder = tmp_path_factory.mktemp("curated")
+    make_set(folder / "in", 2)
+    write_video(folder / "in" / "long.mp4", film([400], seed=7), FPS)
+    (folder / "in" / "long.txt").write_text("A long one.")
+    run_split(folder / "in", folder / "out", "--stage", own(folder, -1), "--captioning-window-size", "128")
+    return folder
+
+
+@pytest.mark.slow
+def test_filter_applies_other_limits(curated: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(curated / "out", output)
+    before, all_kept = tree(output), kept(output)
+    stage = own(tmp_path, -1)
+    flags = ["--stage", stage]
+    refilter(Store(output), run_options(*flags), {"stage": [fingerprint(stage)]})
+    assert tree(output) == before  # the same limits: not one file differs
+    stage = own(tmp_path, 100)
+    summary = refilter(Store(output), run_options(*flags), {"stage": [fingerprint(stage)]})
+    assert summary["num_clips_filtered_by"] == {"first": 3} and summary["num_clips_passed"] == 3
+    changed = {place for place, mark in tree(output).items() if before.get(place) != mark}
+    assert not any(place.endswith(".mp4") for place in changed)  # nothing moved, nothing encoded
+    record = json.loads((output / "processed_videos" / "part0" / "film_0.mp4.json").read_text())
+    outcomes = [(clip["rejected"], clip["rejected_by"]) for clip in record["clips"].values()]
+    assert outcomes == [("first", "first"), ("", "")] and record["limits"] == {"first_frame": 100}
+    gone = all_kept - kept(output)
+    metas = [json.loads((output / "metas" / "v0" / f"{uuid}.json").read_text()) for uuid in gone]
+    assert len(gone) == 3 and all(meta["rejected"] == "first" and not meta["valid"] for meta in metas)
+    assert "limit 100: 3 below" in (output / "report.html").read_text()
+    stage = own(tmp_path, -1)
+    refilter(Store(output), run_options(*flags), {"stage": [fingerprint(stage)]})
+    assert tree(output) == before  # and back, the windows of the long one cut again
+    run_split(curated / "in", output, "--stage", stage, "--captioning-window-size", "128")  # and split agrees
+    status, _, err = finished(curated / "in", output, "--stage", own(tmp_path, 5), "--captioning-window-size", "128")
+    assert status == 2 and "--stage was ['own.py:First sha256:" in err
+
+
+@pytest.mark.slow
+def test_caption_fills_in_and_replaces(tmp_path: Path) -> None:
+    make_set(tmp_path / "in", 2)
+    output, store = tmp_path / "out", Store(tmp_path / "out")
+    run_split(tmp_path / "in", output, "--captioning-algorithm", "none")
+    assert not (output / DATASET / "metas").exists()
+    videos = {place: mark for place, mark in tree(output).items() if place.endswith(".mp4")}
+    (tmp_path / "in" / "part1" / "film_1.txt").rename(tmp_path / "film_1.txt")
+    summary, made, failed = recaption(store, run_options(), {"captioning_algorithm": "sidecar"}, False)
+    assert made == 2 and len(failed) == 3 and all("no caption of part1/film_1.mp4" in why for why in failed.values())
+    assert summary["num_clips_passed"] == 5 and not summary["errors"]  # a failure takes no clip away
+    assert {path.read_text() for path in (output / DATASET / "metas").iterdir()} == {"Coloured blocks, film 0."}
+    given = {"captioning_algorithm": "template", "caption_template": "About {stem}."}
+    _, made, failed = recaption(store, run_options(), given, False)
+    assert made == 3 and not failed
+    texts = {path.read_text() for path in (output / DATASET / "metas").iterdir()}
+    assert texts == {"Coloured blocks, film 0.", "About film_1."}
+    sources = [json.loads(path.read_text())["caption_source"] for path in (output / "metas" / "v0").iterdir()]
+    assert sorted(sources) == ["sidecar"] * 2 + ["template"] * 3
+    assert recaption(store, run_options(), given, True)[1] == 5
+    assert {path.read_text() for path in (output / DATASET / "metas").iterdir()} == {"About film_0.", "About film_1."}
+    assert videos == {place: mark for place, mark in tree(output).items() if place.endswith(".mp4")}
+    with pytest.raises(DataError, match="no video there that curate.py split has done"):
+        recaption(Store(tmp_path / "in"), run_options(), {}, False)
+
+
+@pytest.mark.slow
+def test_dedup_rejects_what_repeats(tmp_path: Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    first, other = shot(1, 130, moving=True), shot(2, 130, moving=True)
+    write_video(source / "a.mp4", first, FPS)
+    write_video(source / "b.mp4", other, FPS)
+    brighter = np.clip(first[::1, ::2, ::2].astype(np.float32) * 1.1, 0, 255).astype(np.uint8)
+    write_video(source / "c.mp4", brighter, FPS, quality=4)  # smaller, brighter, worse: the same
+    still = shot(1, 130, moving=False)
+    write_video(source / "d.mp4", still, FPS)  # looks like a's first frame, but stands still
+    run_split(source, output, "--captioning-algorithm", "template", "--transnetv2-crop-s", "0")
+    before = tree(output)
+    summary = dedup(Store(output), run_options(), 0.95, None)
+    assert summary["num_clips_filtered_by"] == {"duplicate": 1} and summary["num_clips_passed"] == 3
+    record = json.loads((output / "processed_videos" / "c.mp4.json").read_text())
+    (clip,) = record["clips"].values()
+    (original,) = json.loads((output / "processed_videos" / "a.mp4.json").read_text())["clips"]
+    assert clip["scores"]["duplicate_of"] == original and clip["scores"]["duplicate_similarity"] > 0.95
+    refilter(Store(output), run_options(), {})  # knows nothing of duplicates
+    assert len(kept(output)) == 3
+    names = {path.stem for path in (output / "clips").iterdir()}
+    vectors = tmp_path / "vectors"
+    vectors.mkdir()
+    for index, name in enumerate(sorted(names)):
+        np.save(vectors / f"{name}.npy", np.eye(4, dtype=np.float32)[[max(index, 1)]])  # 0 and 1 are the same
+    summary = dedup(Store(output), run_options(), 0.99, vectors)
+    assert summary["num_clips_passed"] == 3 and len({*sorted(names)[:2]} & kept(output)) == 1
+    next(vectors.iterdir()).unlink()
+    with pytest.raises(DataError, match=r"vectors: no embedding of clip .*expected .*\.npy"):
+        dedup(Store(output), run_options(), 0.99, vectors)
+    dedup(Store(output), run_options(), 1.0, None)  # nothing is more alike than that: all come back
+    after = {place: mark for place, mark in tree(output).items() if place.endswith((".mp4", ".txt"))}
+    assert after == {place: mark for place, mark in before.items() if place.endswith((".mp4", ".txt"))}
+
+
+def test_features_tell_clips_apart() -> None:
+    first, same, other = shot(1, 16, moving=True), shot(1, 16, moving=True) // 2, shot(2, 16, moving=True)
+    rows = [frame_features(frames[::2]) for frames in (first, same, other, 0 * first, 0 * other)]
+    assert all(row.shape == (2, 281) and np.allclose(np.linalg.norm(row, axis=1), 1, atol=1e-5) for row in rows)
+    found = repeats(zip("abcde", rows, strict=True), 0.95)
+    assert {name: other for name, (other, _) in found.items()} == {"b": "a", "e": "d"}
+
+
+def test_a_stage_that_is_none_is_one_message(tmp_path: Path) -> None:
+    make_set(tmp_path / "in", 1)
+    (tmp_path / "own.py").write_text("class Other:\n    name = 'other'\nclass Late(Other): pass\n")
+    for given, message in {
+        "own.py:Other": r"expected FILE\.py:CLASS with a file that exists",
+        f"{tmp_path}/own.py": r"expected FILE\.py:CLASS",
+        f"{tmp_path}/own.py:Nothing": "AttributeError: .*Nothing",
+        f"{tmp_path}/own.py:Other": r"expected a subclass of cosmos_predict\.curate\.stage\.Stage",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            run_split(tmp_path / "in", tmp_path / "out", "--stage", given)
+
+
+def test_windows_of_a_long_clip(curated: Path) -> None:
+    videos = sorted((curated / "out" / DATASET / "videos").glob("*_128_*.mp4"))
+    assert videos and all(numbers(read_frames(path, [0])) != [0] for path in videos)
