@@ -59,12 +59,15 @@ def plot(curves: dict[str, tuple[list[float], list[float]]], key: str, path: Pat
         x, y = most_x * tick / 4, most_y * tick / 4
         draw.line([at(0, y), at(most_x, y)], fill=(225, 225, 225))
         draw.text((4, at(0, y)[1] - 6), f"{y:.3g}", fill="black")
-        draw.text((at(x, 0)[0] - 10, height - bottom + 6), f"{x:.0f}", fill="black")
+        draw.text((at(x, 0)[0] - 10, height - bottom + 6), f"{round(x, 1):g}", fill="black")
     draw.rectangle([at(0, most_y), at(most_x, 0)], outline="black")
     draw.text((left, 6), f"{key} over iterations", fill="black")
     for number, (name, (xs, ys)) in enumerate(curves.items()):
         color = COLORS[number % len(COLORS)]
-        draw.line([at(x, y) for x, y in zip(xs, ys, strict=True)], fill=color, width=2)
+        points = [at(x, y) for x, y in zip(xs, ys, strict=True)]
+        draw.line(points, fill=color, width=2)
+        if len(points) == 1:
+            draw.circle(points[0], 3, fill=color)
         draw.text((right - 200, top + 4 + 14 * number), name, fill=color)
     with atomic_path(path) as temporary:
         image.save(temporary, format="PNG")

@@ -1,6 +1,7 @@
 """`scripts/get_t5_embeddings.py`: a text embedding for every caption of a dataset folder.
 
-Reads `DATASET/metas/*.txt` and writes `DATASET/t5_xxl/<name>.pickle`, as the published script does.
+Reads `DATASET/metas/*.txt` and writes `DATASET/t5_xxl/<name>.pickle`, as the published script does; captions in folders
+of metas/, one a camera, go to those of t5_xxl/.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
-    run_program(embed_dataset, build_parser(), argv)
+    run_program(embed_with_table, build_parser(), argv)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,6 +35,12 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--dataset_path", type=Path, default=Path("datasets/hdvila"), help="folder with metas/")
+    parser.add_argument(
+        "--meta_csv",
+        type=Path,
+        help="table of captions to write to metas/ first: .csv, or .jsonl, with the columns file (or clip_id) and prompt "
+        "(or caption)",
+    )
     add_encoder_arguments(parser)
     return parser
 
@@ -58,6 +65,22 @@ def embed_dataset(args: argparse.Namespace, failed_before: Mapping[Path, str] | 
     failed_before: {file: reason} of what went wrong in making the captions, reported with the rest.
     """
     captions, failed = read_captions(args.dataset_path, f".{args.format}")
+    return embed(args, captions, {**failed, **(failed_before or {})}, args.dataset_path / "t5_xxl")
+
+
+def embed_with_table(args: argparse.Namespace) -> int:
+    """Embed the captions of one dataset folder, with `--meta_csv` those of a table first; return the exit status."""
+    if args.meta_csv is None:
+        return embed_dataset(args)
+    from cosmos_predict.data.captions import captions_from_csv
+
+    written, kept, failed = captions_from_csv(args.dataset_path, args.meta_csv, getattr(args, "prompt_prefix", ""))
+    print(f"{args.dataset_path / 'metas'}: {written} written, {kept} unchanged")
+    return embed_dataset(args, failed)
+
+
+def embed(args: argparse.Namespace, captions: Sequence[Caption], failed: dict[Path, str], folder: Path) -> int:
+    """Embed captions into `folder` and report; return the exit status. failed: {file: reason} of captions left out."""
     from cosmos_predict.text_encoders.build import build_text_encoder
     from cosmos_predict.text_encoders.embed_captions import embed_captions
 
@@ -77,20 +100,17 @@ def embed_dataset(args: argparse.Namespace, failed_before: Mapping[Path, str] | 
         batch_size=args.batch_size,
         overwrite=args.overwrite,
     )
-    failed |= {**report.failed, **(failed_before or {})}
+    failed |= report.failed
     for path, reason in sorted(failed.items()):
         print(f"failed: {path}: {reason}", file=sys.stderr)
     if report.full:
         print(f"{report.full} captions fill all {args.max_length} tokens; what they say beyond is cut")
-    print(
-        f"{args.dataset_path / 't5_xxl'}: {report.written} written, {report.skipped} skipped (already there), "
-        f"{len(failed)} failed"
-    )
+    print(f"{folder}: {report.written} written, {report.skipped} skipped (already there), {len(failed)} failed")
     return 1 if failed else 0
 
 
 def read_captions(dataset: Path, suffix: str) -> tuple[list[Caption], dict[Path, str]]:
-    """Return the captions of `dataset/metas/*.txt`, sorted, and {file: reason} of those that cannot be used.
+    """Return the captions of `dataset/metas/**/*.txt`, sorted, and {file: reason} of those that cannot be used.
 
     Raises FileNotFoundError where there is no such folder, DataError where it holds no caption file.
     """
@@ -100,7 +120,7 @@ def read_captions(dataset: Path, suffix: str) -> tuple[list[Caption], dict[Path,
     if not metas.is_dir():
         raise FileNotFoundError(f"{metas} is no folder; expected one caption file metas/NAME.txt per video")
     # Names with a leading dot are what some systems leave beside copied files.
-    paths = sorted(path for path in metas.glob("*.txt") if not path.name.startswith("."))
+    paths = sorted(path for path in metas.rglob("*.txt") if not path.name.startswith("."))
     if not paths:
         raise DataError(f"{metas} holds no .txt file; expected one caption file metas/NAME.txt per video")
     captions, failed = [], {}
@@ -111,7 +131,8 @@ def read_captions(dataset: Path, suffix: str) -> tuple[list[Caption], dict[Path,
             failed[path] = f"cannot be read as UTF-8 text: {error}"
             continue
         if text:
-            captions.append(Caption(source=path, text=text, output=dataset / "t5_xxl" / f"{path.stem}{suffix}"))
+            output = dataset / "t5_xxl" / path.relative_to(metas).with_name(f"{path.stem}{suffix}")
+            captions.append(Caption(source=path, text=text, output=output))
         else:
             failed[path] = f"the caption is empty; write one, or remove the file, its video and t5_xxl/{path.stem}.*"
     return captions, failed

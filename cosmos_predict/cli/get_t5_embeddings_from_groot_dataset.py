@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from cosmos_predict.cli.get_t5_embeddings import add_encoder_arguments, embed_dataset
+from cosmos_predict.cli.get_t5_embeddings import add_encoder_arguments, embed_with_table
 from cosmos_predict.cli.program import run_program
 
 
@@ -33,9 +33,5 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from cosmos_predict.data.captions import captions_from_csv
-
-    table = args.meta_csv or args.dataset_path / "metadata.csv"
-    written, kept, failed = captions_from_csv(args.dataset_path, table, args.prompt_prefix)
-    print(f"{args.dataset_path / 'metas'}: {written} written, {kept} unchanged")
-    return embed_dataset(args, failed)
+    args.meta_csv = args.meta_csv or args.dataset_path / "metadata.csv"
+    return embed_with_table(args)

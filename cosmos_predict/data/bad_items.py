@@ -84,7 +84,7 @@ class BadItems:
         refuse_bad(self.where, bad, judged, self.max_bad_share, self._bad_listing())
 
     def _bad_listing(self) -> str:
-        return listing((self.files[item].name, reason) for item, reason in self.reasons.items())
+        return listing((label(self.files[item], self.where), reason) for item, reason in self.reasons.items())
 
 
 def refuse_bad(where: Path, bad: int, read: int, max_bad_share: float, names: str) -> None:
@@ -93,6 +93,12 @@ def refuse_bad(where: Path, bad: int, read: int, max_bad_share: float, names: st
         raise DataError(
             f"{where}: {bad} of {read} clips cannot be read, more than max_bad_share={max_bad_share:g}: {names}"
         )
+
+
+def label(path: Path, dataset: Path) -> str:
+    """Return how messages call a file of a dataset: its path below videos/, images/ or whichever folder it is in."""
+    parts = path.relative_to(dataset).parts if path.is_relative_to(dataset) else path.parts[-1:]
+    return "/".join(parts[1:] or parts)
 
 
 def listing(reasons: Iterable[tuple[str, str]], limit: int = 10) -> str:

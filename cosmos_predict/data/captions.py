@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,7 @@ from cosmos_predict.io.embedding_index import EMBEDDING_SUFFIXES
 from cosmos_predict.io.embeddings import read_embedding
 
 TEXT_LENGTH = 512
+COLUMNS = (("file", "clip_id", "video_clip", "video"), ("prompt", "caption", "text"))  # of tables: file, prompt
 
 
 class Encoder(Protocol):
@@ -97,22 +99,25 @@ def caption_all(dataset: Path, prompt: str, *, images: bool = False) -> tuple[in
 def captions_from_csv(dataset: Path, table: Path, prefix: str = "") -> tuple[int, int, dict[Path, str]]:
     """Write metas/NAME.txt = prefix + prompt for every line `file,prompt`; return (written, unchanged, failed).
 
-    The first line is a header. Prompts may be quoted, with commas, line breaks and doubled quotes inside; without
-    quotes everything behind the first comma is the prompt. Where a caption changes its old embedding is removed, since
-    it would be kept otherwise. failed: {video: reason}. Raises DataError for a table that is missing or empty.
+    The first line is a header. Where it names a file and a prompt column of `COLUMNS`, as HD-VILA's does (`clip_id`,
+    `caption`), those are read, else the first two. Prompts may be quoted, with commas, line breaks and doubled quotes
+    inside; that of the last column may hold commas without quotes. In a `.jsonl` table every line is a JSON object of its
+    columns. Where a caption changes its old embedding is removed,
+    since it would be kept otherwise. failed: {video: reason}. Raises DataError for a table that is missing or empty.
     """
     if not table.is_file():
         raise DataError(f"{table}: no such file; expected a table with the columns file,prompt")
     prompts: dict[str, str] = {}
     failed: dict[Path, str] = {}
-    for line, row in _rows(table):
-        name = Path(row[0].strip().replace("\\", "/")).stem
-        prompt = _unquoted(",".join(row[1:]))
+    for line, file, prompt in _rows(table):
+        path = Path(file.replace("\\", "/"))
+        name = path.stem if is_video(path) or is_image(path) else path.name
         where = dataset / "metas" / f"{name or 'line ' + str(line)}.txt"
         if not name or not prompt:
-            failed[where] = f"{table} line {line}: {'no file name' if not name else 'no prompt'} in {','.join(row)!r}"
+            lacks = "prompt" if name else "file name"
+            failed[where] = f"{table} line {line}: no {lacks} in {file!r}, {prompt!r}"
         elif prompts.setdefault(name, prompt) != prompt:
-            failed[where] = f"{table} line {line}: a second, different prompt for {row[0]!r}; the first one is used"
+            failed[where] = f"{table} line {line}: a second, different prompt for {file!r}; the first one is used"
     if not prompts:
         reason = next(iter(failed.values()), "no line below the header")
         raise DataError(f"{table}: no caption in it; expected a header and lines file,prompt ({reason})")
@@ -130,17 +135,29 @@ def captions_from_csv(dataset: Path, table: Path, prefix: str = "") -> tuple[int
     return written, len(prompts) - written, failed
 
 
-def _rows(table: Path) -> Iterable[tuple[int, list[str]]]:
-    """(line number, cells) of the table's lines below the header, empty ones left out."""
+def _rows(table: Path) -> Iterable[tuple[int, str, str]]:
+    """(line number, file, prompt) of the table's lines below the header, empty ones left out."""
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            next(reader, None)
+        with table.open(newline="", encoding="utf-8-sig") as stream:
+            if table.suffix == ".jsonl":
+                for number, line in enumerate(stream, 1):
+                    values = json.loads(line) if line.strip() else {}
+                    file, prompt = (next((values[c] for c in names if c in values), "") for names in COLUMNS)
+                    if values:
+                        yield number, str(file).strip(), str(prompt).strip()
+                return
+            reader = csv.reader(stream)
+            header = [cell.strip().lower() for cell in next(reader, [])]
+            known = [header.index(c) for names in COLUMNS for c in [next((c for c in names if c in header), "")] if c]
+            first, second = known if len(known) == 2 else (0, 1)
+            last = second + 1 if len(known) == 2 and second < len(header) - 1 else None
             for row in reader:
                 if any(cell.strip() for cell in row):
-                    yield reader.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: not a CSV table in UTF-8 ({error})") from error
+                    file, prompt = "".join(row[first : first + 1]), ",".join(row[second:last])
+                    yield reader.line_num, file.strip(), _unquoted(prompt)
+    except (ValueError, AttributeError, TypeError, csv.Error) as error:
+        kind = "table of JSON objects" if table.suffix == ".jsonl" else "CSV table"
+        raise DataError(f"{table}: not a {kind} in UTF-8 ({error})") from error
 
 
 def _unquoted(text: str) -> str:

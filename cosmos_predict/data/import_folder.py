@@ -25,7 +25,8 @@ def import_videos(
 
     source: a folder of videos, or one with `videos/` (and `metas/`). A clip's caption is the text file of its name beside
     it or in `metas/`, else `caption`, else its file name in words. Existing captions of the dataset are kept. Raises
-    DataError for a folder without videos. short_side: larger clips are copied at that many pixels on their shorter side.
+    DataError for a folder without videos, or with two of one name. short_side: larger clips are copied at that many pixels on
+    their shorter side.
     """
     source, dataset_dir = Path(source), Path(dataset_dir)
     if not source.is_dir():
@@ -33,7 +34,13 @@ def import_videos(
     videos = source / "videos" if (source / "videos").is_dir() else source
     found = sorted(path for path in videos.iterdir() if video_reader.is_video(path))
     if not found:
-        raise DataError(f"no video files in {videos} ({', '.join(video_reader.VIDEO_SUFFIXES)})")
+        raise DataError(
+            f"no video files in {videos} ({', '.join(video_reader.VIDEO_SUFFIXES)}); its subfolders are not searched"
+        )
+    first = {path.stem: path for path in reversed(found)}
+    for path in found:
+        if first[path.stem] != path:
+            raise DataError(f"{first[path.stem]} and {path.name} would share a caption: rename one of the two")
     imported = []
     for path in found:
         if not (short_side and _shrink(path, dataset_dir / "videos" / path.name, short_side)):
@@ -105,9 +112,11 @@ def _caption(video: Path, source: Path, default: str) -> str:
 
 def _shrink(source: Path, target: Path, short_side: int) -> bool:
     """Write a smaller copy, whose shorter side is `short_side` pixels; False where the clip is no larger or unreadable."""
-    if target.exists():
-        return True
     try:
+        if target.exists():  # made before: kept, unless it is a larger one
+            info = video_reader.probe(target)
+            if min(info.height, info.width) <= short_side + 1:
+                return True
         info = video_reader.probe(source)
         scale = short_side / min(info.height, info.width)
         if scale >= 1:

@@ -42,7 +42,7 @@ from cosmos_predict.io.embeddings import read_embedding
 
 INDEX_NAME = "index.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_FORMAT = 2
+FORMAT = 2
 _MAKE = "python scripts/cache_latents.py --output_dir {} -- experiment=NAME"
 
 
@@ -71,8 +71,8 @@ def cache_key(dataset: VideoFolderDataset, tokenizer: TokenizerSource, dtype: st
     if dtype not in DTYPES:
         raise ConfigError(f"unknown cache dtype {dtype!r}; known: {', '.join(DTYPES)}")
     return {
-        "format": _FORMAT,
-        **_tokenizer_key(tokenizer),
+        "format": FORMAT,
+        **tokenizer_key(tokenizer),
         "num_frames": dataset.num_frames,
         "video_size": list(dataset.video_size),
         "fit": dataset.fit,
@@ -102,7 +102,7 @@ def write_cache(
     cache_dir = Path(cache_dir)
     index_file = cache_dir / INDEX_NAME
     if index_file.is_file():
-        _refuse_difference(_read_index(cache_dir)["key"], key, cache_dir, "in this run; choose another folder")
+        refuse_difference(read_index(cache_dir)["key"], key, cache_dir, "in this run; choose another folder")
     report, clips = CacheReport(), []
     mark = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     for clip in tqdm(dataset.clips, unit="clip", desc="latents"):
@@ -201,9 +201,9 @@ class LatentCacheDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self.cache_dir, self.seed = Path(cache_dir), int(seed)
         self.num_frames, self.video_size = int(num_frames), (int(video_size[0]), int(video_size[1]))
-        index = _read_index(self.cache_dir)
+        index = read_index(self.cache_dir)
         wanted = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "num_frames": self.num_frames,
             "video_size": list(self.video_size),
             "fit": fit,
@@ -211,8 +211,8 @@ class LatentCacheDataset(Dataset[dict[str, Any]]):
             "sequence_interval": sequence_interval,
         }
         if tokenizer is not None:
-            wanted |= _tokenizer_key(tokenizer, missing_ok=True)
-        _refuse_difference(index["key"], wanted, self.cache_dir, "in the configuration; set it, or make another cache")
+            wanted |= tokenizer_key(tokenizer, missing_ok=True)
+        refuse_difference(index["key"], wanted, self.cache_dir, "in the configuration; set it, or make another cache")
         if index["clips"] is None:
             raise DataError(f"{self.cache_dir}: the cache is not finished; run again: {_MAKE.format(self.cache_dir)}")
         self.key, self.clips = index["key"], index["clips"]
@@ -269,7 +269,7 @@ class LatentCacheDataset(Dataset[dict[str, Any]]):
         }
 
 
-def _tokenizer_key(tokenizer: TokenizerSource, missing_ok: bool = False) -> dict[str, Any]:
+def tokenizer_key(tokenizer: TokenizerSource, missing_ok: bool = False) -> dict[str, Any]:
     """Name, options and file hash; without the hash where the file is not there and `missing_ok`."""
     key = {"tokenizer": tokenizer.name, "tokenizer_options": json.loads(json.dumps(dict(tokenizer.options)))}
     key["tokenizer_dtype"] = tokenizer.dtype
@@ -292,14 +292,15 @@ def _content_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _refuse_difference(cached: Mapping[str, Any], wanted: Mapping[str, Any], cache_dir: Path, where: str) -> None:
+def refuse_difference(cached: Mapping[str, Any], wanted: Mapping[str, Any], cache_dir: Path, where: str) -> None:
+    """Raise ConfigError where a value of `wanted` is not that of the cache, naming both; where: whose `wanted` is."""
     differing = [name for name in wanted if cached.get(name) != wanted[name]]
     if differing:
         lines = [f"{name} is {cached.get(name)!r} in the cache, {wanted[name]!r} {where}" for name in differing]
         raise ConfigError(f"{cache_dir}: " + "\n  ".join(lines))
 
 
-def _read_index(cache_dir: Path) -> dict[str, Any]:
+def read_index(cache_dir: Path) -> dict[str, Any]:
     path = cache_dir / INDEX_NAME
     if not path.is_file():
         raise DataError(f"{path}: no such file; make the cache with: {_MAKE.format(cache_dir)}")

@@ -12,6 +12,7 @@ many are an error. Samples have one shape, or that of their clip's bucket (`aspe
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from torch.utils.data import Dataset
 
 from cosmos_predict.config.lazy import configurable
 from cosmos_predict.data import clip_sampler, transforms, video_reader
-from cosmos_predict.data.bad_items import BadItems, listing, refuse_bad
+from cosmos_predict.data.bad_items import BadItems, label, listing, refuse_bad
 from cosmos_predict.data.captions import (
     EMBEDDING_SUFFIXES,
     Encoder,
@@ -39,7 +40,7 @@ from cosmos_predict.data.loader import BatchPlan
 from cosmos_predict.data.video_reader import VideoInfo
 from cosmos_predict.errors import DataError
 from cosmos_predict.io.atomic import atomic_write_text
-from cosmos_predict.io.embedding_index import check_same_encoder, read_index
+from cosmos_predict.io.embedding_index import check_same_encoder, fingerprint, index_file, read_index
 
 INDEX_NAME = ".video_index.json"
 # Below this many clips a folder is probed in about a second, and no index is written into it.
@@ -58,6 +59,18 @@ class Clip:
     embedding: Path | None
     info: VideoInfo
     shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A clip of a folder before it is looked into: its name, files, what reads its caption (None: it has none), and why it
+    cannot be used where that is known already."""
+
+    name: str
+    video: Path
+    embedding: Path | None
+    caption: Callable[[], str] | None
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,9 +172,9 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         if self.report.skipped and strict:
             raise DataError(f"strict=True refuses an incomplete folder; {self.report}")
         (logger.warning if self.report.skipped else logger.info)("{}", self.report)
-        names = [video.name for video in videos]
-        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-        logger.info("reading from {}: {}{}", self.clips[0].video.parent, ", ".join(names[:20]), more)
+        names = [label(video, self.dataset_dir) for video in videos[:20]]
+        more = f" and {len(videos) - 20} more" if len(videos) > 20 else ""
+        logger.info("reading from {}: {}{}", self.dataset_dir / f"{self.MEDIA}s", ", ".join(names), more)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -229,11 +242,15 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         return video_reader.probe(path)
 
     def _load(self, clip: Clip, sample_number: int) -> dict[str, Any]:
-        ids = self.frame_ids(clip, sample_number)
+        number = torch.tensor(sample_number, dtype=torch.int64)
+        return {**self.load(clip, self.frame_ids(clip, sample_number)), "sample_number": number}
+
+    def load(self, clip: Clip, ids: np.ndarray) -> dict[str, Any]:
+        """Return the sample, less its number, of the frames numbered `ids` (T,) of a clip; raises as `read` does."""
         fitted = self.read(clip, ids)
-        embeddings, mask = load_text(self.texts[clip.name] if clip.embedding is None else clip.embedding)
+        embeddings, mask = self.text_of(clip)
         return {
-            "video": fitted.frames.permute(1, 0, 2, 3).contiguous(),
+            "video": transforms.channels_first(fitted.frames),
             "t5_text_embeddings": embeddings,
             "t5_text_mask": mask,
             "fps": self.clip_fps(clip),
@@ -245,10 +262,17 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
                 "t5_embedding_path": str(clip.embedding or ""),
                 "start_frame_id": str(ids[0]),
             },
-            "sample_number": torch.tensor(sample_number, dtype=torch.int64),
         }
 
-    def _scan(self, encoder: Encoder | None) -> tuple[list[Clip], FolderReport]:
+    def text_of(self, clip: Clip) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the text embeddings (512, 1024) float32 of a clip and their mask (512,) int64."""
+        return load_text(self.texts[clip.name] if clip.embedding is None else clip.embedding)
+
+    def entries(self) -> tuple[list[Entry], Path, str]:
+        """Return what there is, by name, the folder of its embeddings, and the command that makes them.
+
+        Raises DataError where nothing is there.
+        """
         folder, media = self.dataset_dir, self.MEDIA
         media_dir, text_dir = folder / f"{media}s", folder / "t5_xxl"
         suffix = self.SUFFIXES[0]
@@ -260,40 +284,56 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         files = [path for path in files if not path.name.startswith(".")]
         if not files:
             raise DataError(f"{media_dir}: no {media} in it ({', '.join(self.SUFFIXES)})")
-        make_text = f"python scripts/get_t5_embeddings.py --dataset_path {folder}"
         embeddings, captions = files_by_stem(text_dir, EMBEDDING_SUFFIXES), files_by_stem(folder / "metas", (".txt",))
-        if not embeddings and encoder is None:
-            raise DataError(f"{text_dir}: no text embeddings; make them with: {make_text}")
-        made_by = read_index(text_dir).text_encoder if embeddings else ""
+        readers = {name: functools.partial(caption_of, path) for name, path in captions.items()}
+        entries = [Entry(path.stem, path, embeddings.get(path.stem), readers.get(path.stem)) for path in files]
+        return entries, text_dir, f"python scripts/get_t5_embeddings.py --dataset_path {folder}"
+
+    def _scan(self, encoder: Encoder | None) -> tuple[list[Clip], FolderReport]:
+        folder = self.dataset_dir
+        entries, text_dir, make_text = self.entries()
+        files, embedded = [entry.video for entry in entries], bool(files_by_stem(text_dir, EMBEDDING_SUFFIXES))
+        if not embedded and encoder is None:
+            captions = "" if any(entry.caption for entry in entries) else " (and captions: scripts/import_videos.py)"
+            small = " (for a small model on a CPU: --text_encoder tiny)"
+            raise DataError(f"{text_dir}: no text embeddings{captions}; make them with: {make_text}{small}")
+        made_by = read_index(text_dir).text_encoder if embedded else ""
         if encoder is not None:
             remedy = "use one, or remove the files"
             check_same_encoder(made_by, encoder.name, text_dir, "the dataset's text_encoder", remedy)
-        infos = _probe_all(files, folder / INDEX_NAME, self._probe)
+        probed = _probe_all(files, folder / INDEX_NAME, self._probe)
+        infos = [entry.problem or info for entry, info in zip(entries, probed, strict=True)]
+        names = [label(path, folder) for path in files]
         clips: list[Clip] = []
         skipped: list[tuple[str, str]] = []
         texts: dict[str, str] = {}
-        for path, info in zip(files, infos, strict=True):
-            embedding = embeddings.get(path.stem)
+        for entry, name, info in zip(entries, names, infos, strict=True):
             try:
-                if embedding is None:
-                    if encoder is None or path.stem not in captions:
-                        caption = "" if path.stem in captions else f"no caption metas/{path.stem}.txt and "
-                        raise DataError(f"{caption}no embedding t5_xxl/{path.stem}.*: {make_text}")
-                    texts[path.stem] = caption_of(captions[path.stem])
                 if isinstance(info, str):
                     raise DataError(info)
+                if entry.embedding is None:
+                    if encoder is None or entry.caption is None:
+                        caption = "" if entry.caption else f"no caption metas/{entry.name}.txt and "
+                        where = (text_dir / f"{entry.name}.*").relative_to(folder)
+                        raise DataError(f"{caption}no embedding {where}: {make_text}")
+                    texts[entry.name] = entry.caption()
                 size = transforms.nearest_size(self.sizes, info.height, info.width)
-                clips.append(Clip(path.stem, path, embedding, info, (self._length(path, info), *size)))
+                shape = (self._length(entry.video, info), *size)
+                clips.append(Clip(entry.name, entry.video, entry.embedding, info, shape))
             except DataError as error:
-                skipped.append((path.name, str(error)))
+                skipped.append((name, str(error)))
         frames, seconds = sum(clip.info.frames for clip in clips), sum(clip.info.duration for clip in clips)
         report = FolderReport(folder, len(files), len(clips), frames, seconds / 3600, tuple(skipped))
         if not clips:
             raise DataError(f"no usable clip. {report}")
-        broken = [(path.name, info) for path, info in zip(files, infos, strict=True) if isinstance(info, str)]
+        broken = [(name, info) for name, info in zip(names, probed, strict=True) if isinstance(info, str)]
         refuse_bad(folder, len(broken), len(files), self.max_bad_share, listing(broken))
         made_by = encoder.name if encoder is not None else made_by
         self.text_encoders = {made_by: text_dir} if made_by else {}
+        if stale := stale_captions(entries, text_dir):
+            names = ", ".join(stale[:10]) + (", ..." if len(stale) > 10 else "")
+            what = "{}: {} caption(s) changed after their embedding was made, which is used as it is ({}); to renew them: {}"
+            logger.warning(what, folder, len(stale), names, make_text)
         missing = {clip.name: texts[clip.name] for clip in clips if clip.embedding is None}
         if missing and encoder is not None:
             logger.info("{}: encoding {} captions that have no embedding file", folder, len(missing))
@@ -313,6 +353,24 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
                 if length == self.lengths[-1]:
                     raise
         raise AssertionError("unreachable: there is at least one length")
+
+
+def stale_captions(entries: Sequence[Entry], text_dir: Path) -> list[str]:
+    """Return the names of entries whose caption is no longer the one that their embedding was made of, as far as is known."""
+    index, stale = index_file(text_dir), []
+    known = read_index(text_dir).captions
+    for entry in entries:
+        meta = text_dir.parent / "metas" / f"{entry.name}.txt"
+        if entry.embedding is None or entry.caption is None or entry.name not in known:
+            continue
+        if meta.is_file() and meta.stat().st_mtime_ns < index.stat().st_mtime_ns:
+            continue  # not touched since
+        try:
+            changed = known[entry.name] != fingerprint(entry.caption())
+        except DataError:  # emptied, say
+            changed = True
+        stale += [entry.name] if changed else []
+    return stale
 
 
 def _times(video: Path, info: VideoInfo) -> np.ndarray:
@@ -335,7 +393,7 @@ def _probe_all(videos: list[Path], index_file: Path, probe: Callable[[Path], Vid
         try:
             status = path.stat()
             key = [status.st_size, status.st_mtime_ns]
-            entry = known.get(path.name)
+            entry = known.get(label(path, index_file.parent))
             return key, VideoInfo(*entry[1]) if entry and entry[0] == key else probe(path)
         except (DataError, OSError) as error:
             return key, str(error)
@@ -343,7 +401,7 @@ def _probe_all(videos: list[Path], index_file: Path, probe: Callable[[Path], Vid
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(look_up, videos))
     fresh = {
-        path.name: [key, list(astuple(info))]
+        label(path, index_file.parent): [key, list(astuple(info))]
         for path, (key, info) in zip(videos, results, strict=True)
         if isinstance(info, VideoInfo)
     }

@@ -64,10 +64,7 @@ def write_embedding(path: str | os.PathLike[str], array: np.ndarray) -> None:
         half = np.ascontiguousarray(_checked(path, array, None).astype(np.float16))
     _checked(path, half, None)
     if path.suffix in (".pickle", ".pkl"):
-        # numpy 2 names its functions numpy._core, which an older numpy cannot find; both find numpy.core. In protocol 3
-        # the name is plain text without a length, and its first occurrence comes before any data.
-        data = pickle.dumps([half], protocol=3)
-        atomic_write_bytes(path, data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1))
+        atomic_write_bytes(path, dump_embeddings([half]))
     elif path.suffix == ".safetensors":
         from safetensors.numpy import save
 
@@ -80,6 +77,13 @@ def write_embedding(path: str | os.PathLike[str], array: np.ndarray) -> None:
         atomic_write_bytes(path, buffer.getvalue())
     else:
         raise DataError(f"{path}: cannot write an embedding as {path.suffix!r}, expected .pickle, .safetensors or .npy")
+
+
+def dump_embeddings(arrays: list[np.ndarray]) -> bytes:
+    """Return the pickle of a list of arrays, readable with any numpy."""
+    # numpy 2 names its functions numpy._core, which an older numpy cannot find; both find numpy.core. In protocol 3
+    # the name is plain text without a length, and its first occurrence comes before any data.
+    return pickle.dumps(arrays, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1)
 
 
 def _read(path: Path) -> Any:

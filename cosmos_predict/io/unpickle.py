@@ -12,7 +12,7 @@ import io
 import os
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,22 @@ def numpy_globals(path: str | os.PathLike[str]) -> dict[tuple[str, str], Any]:
     for builtin in (list, tuple, dict, set, frozenset):
         table["builtins", builtin.__name__] = builtin
     return table
+
+
+def record_globals(names: Mapping[str, Iterable[str]]) -> dict[tuple[str, str], Any]:
+    """Return a new table of {module: class names}: objects of these classes become records of what the pickle says of them.
+
+    A record has the pickled attributes, or `state` where that is no dict, and `args`, what its constructor was given.
+    """
+
+    class Record:
+        def __init__(self, *args: Any) -> None:
+            self.args = args
+
+        def __setstate__(self, state: Any) -> None:
+            self.__dict__.update(state if isinstance(state, dict) else {"state": state})
+
+    return {(module, name): type(name, (Record,), {}) for module, classes in names.items() for name in classes}
 
 
 class _ArrayStandIn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,3 +172,22 @@ def test_an_embedding_that_does_not_fit_float16_is_named() -> None:
         DataError, match=r"caption of 'b' \('a loud dog'\) does not fit float16; encode in float32 or bfl"
     ):
         encode_texts(Loud(), {"a": "a dog", "b": "a loud dog"})
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_captions_by_column_name(tmp_path: Path, suffix: str) -> None:
+    """As HD-VILA has them, with other columns around; a clip's number stays in its name."""
+    table = tmp_path / f"hdvila{suffix}"
+    if suffix == ".csv":
+        table.write_text('url,clip_id,caption,span_start\nu,v.0.mp4,"a cat, asleep",1\nu,v.1,a dog,2\nu,v.2.mp4,,3\n')
+    else:
+        rows = [{"clip_id": "v.0.mp4", "caption": "a cat, asleep"}, {"clip_id": "v.1", "caption": "a dog", "url": "u"}]
+        table.write_text("\n".join(json.dumps(row) for row in [*rows, {"clip_id": "v.2.mp4"}]) + "\n\n")
+    flags = ("--dataset_path", str(tmp_path), "--meta_csv", str(table), "--text_encoder", "tiny")
+    done = run("get_t5_embeddings.py", *flags)
+    assert done.returncode == 1 and f"line {4 if suffix == '.csv' else 3}: no prompt" in done.stderr
+    captions = {path.name: path.read_text() for path in (tmp_path / "metas").iterdir()}
+    assert captions == {"v.0.txt": "a cat, asleep\n", "v.1.txt": "a dog\n"}
+    assert read_embedding(tmp_path / "t5_xxl" / "v.1.pickle").shape == (len("a dog") + 1, 1024)
+    table.write_text("[1]\n")
+    assert run("get_t5_embeddings.py", *flags).returncode == 2

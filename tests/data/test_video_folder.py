@@ -16,6 +16,7 @@ from cosmos_predict.data.loader import build_dataloader
 from cosmos_predict.data.video_folder import VideoFolderDataset
 from cosmos_predict.data.video_reader import write_video
 from cosmos_predict.errors import DataError, UnsafeFileError
+from cosmos_predict.io.embedding_index import EmbeddingIndex, fingerprint
 from cosmos_predict.io.embeddings import write_embedding
 from tests.data.conftest import counting_frames, frame_numbers
 
@@ -189,3 +190,18 @@ def test_large_folders_keep_an_index(make_folder: Folder, monkeypatch: pytest.Mo
     assert [clip.info.frames for clip in open_folder(folder).clips] == [15, 12]
     (folder / video_folder.INDEX_NAME).write_text("{ not json")
     assert [clip.info.frames for clip in open_folder(folder).clips] == [15, 12]
+
+
+def test_captions_that_changed_after_their_embedding_are_named(make_folder: Folder, log: list[str]) -> None:
+    folder = make_folder({"a": 12, "b": 12, "c": 12})
+    for name in "abc":
+        (folder / "metas" / f"{name}.txt").touch()
+    index = EmbeddingIndex("", {name: fingerprint(f"clip {name}") for name in "abc"})
+    index.write(folder / "t5_xxl")
+    open_folder(folder)
+    assert not any("changed after" in line for line in log)
+    (folder / "metas" / "b.txt").write_text("another text\n")
+    (folder / "metas" / "c.txt").write_text("")
+    open_folder(folder)
+    (line,) = [line for line in log if "changed after" in line]
+    assert "2 caption(s)" in line and "(b, c)" in line and "get_t5_embeddings.py --dataset_path" in line
