@@ -23,7 +23,7 @@ from cosmos_predict.errors import CheckpointError, CorruptFileError
 from cosmos_predict.io.atomic import atomic_write_text
 from cosmos_predict.io.tensors import TensorFile
 from cosmos_predict.parallel.mesh import Mesh
-from cosmos_predict.parallel.shards import Part, is_sharded, own, part_of, shard_like
+from cosmos_predict.parallel.shards import Part, is_sharded, lies_over, own, part_of, shard_like
 
 FORMAT = 1
 TRAINER, OPTIM, SCHEDULER = "trainer", "optim", "scheduler"
@@ -63,17 +63,20 @@ class StateWriter:
         kinds = {(TRAINER, "weights"): weights, (TRAINER, "ema"): ema, (TRAINER, "rng"): rng}
         self._files: dict[Path, tuple[dict[str, Tensor], dict[str, Any]]] = {}
         for (part, name), tensors in {**kinds, (OPTIM, "optimizer"): optimizer}.items():
-            file = f"{name}_{self.mesh.shard_rank:05d}-of-{self.mesh.sizes.shard:05d}.safetensors"
+            file = f"{name}_{self.mesh.part_rank:05d}-of-{self.mesh.sizes.parts:05d}.safetensors"
             if self.mesh.holds_first_replica and (held := self._held(tensors or {}, copy))[0]:
                 self._files[folder.part(part, iteration) / file] = held
         self._scheduler = json.dumps(dict(scheduler), indent=1)
 
     def _held(self, tensors: Mapping[str, Tensor], copy: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return what this rank writes of `tensors`, whole ones on the main rank alone, and where the parts lie."""
+        """Return what this rank writes of `tensors`, and where the parts lie: whole ones on the main rank alone, what a tensor
+        group holds alike on its first.
+        """
         held, parts = {}, {}
         for name, tensor in tensors.items():
             part, mine = part_of(tensor), own(tensor)
-            if mine.numel() if part is not None else self.mesh.is_main:
+            alone = self.mesh.leads_tensor_group or lies_over(tensor, "tensor")
+            if mine.numel() and alone if part is not None else self.mesh.is_main:
                 held[name] = mine.to("cpu", copy=True) if copy else mine
                 if part is not None:
                     parts[name] = [list(tensor.shape), [side.start for side in part]]

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosmos_predict.errors import ConfigError
@@ -55,8 +54,8 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.base_layer(x)
         for name in self.active:
-            a, b = self.matrices(name)
-            delta = F.linear(F.linear(x.to(a.dtype), a), b)
+            a, b = self.lora_A[name], self.lora_B[name]  # called: tensor parallelism keeps parts of them
+            delta = b(a(x.to(self.matrices(name)[0].dtype)))
             out = torch.add(out, delta.to(out.dtype), alpha=self.scale(name))
         return out
 

@@ -30,17 +30,29 @@ ATTENTION_OPS = (
 # What a block keeps for backward, in values per token and unit of width: measured, with an MLP of ratio 4. Without
 # checkpointing; with it the input, and under `selective` the results of both attentions.
 KEPT = {"none": 26.3, "full": 1.0, "selective": 3.0}
+# What of that each rank of a tensor group keeps whole, by whether it has a part of the stream only.
+WHOLE = {False: {"none": 9.1, "full": 1.0, "selective": 1.0}, True: {"none": 3.1, "full": 0.0, "selective": 0.0}}
 
 
-def activation_bytes(config: DiTConfig, tokens: int, policy: str = "none", every: int = 1, itemsize: int = 4) -> int:
+def activation_bytes(
+    config: DiTConfig,
+    tokens: int,
+    policy: str = "none",
+    every: int = 1,
+    itemsize: int = 4,
+    tensor: int = 1,
+    sequence: bool = False,
+) -> int:
     """Return about what the blocks of a network keep for backward of one sample of `tokens`, on one rank.
 
-    With checkpointing this counts the block that is being computed again too. itemsize: of the compute dtype.
+    With checkpointing this counts the block that is being computed again too. itemsize: of the compute dtype. tensor,
+    sequence: over how many ranks tensor parallelism divides heads and MLP, and whether the stream of tokens too.
     """
     lean = 0 if policy == "none" else -(-config.num_blocks // every)
-    whole = config.num_blocks - lean + bool(lean)
+    rest = config.num_blocks - lean + bool(lean)
     per_block = tokens * config.model_channels * itemsize
-    return int((lean * KEPT[policy] + whole * KEPT["none"]) * per_block)
+    kept = {name: (KEPT[name] - whole) / tensor + whole for name, whole in WHOLE[sequence].items()}
+    return int((lean * kept[policy] + rest * kept["none"]) * per_block)
 
 
 def apply_activation_checkpointing(net: DiT, policy: str = "none", every: int = 1) -> None:

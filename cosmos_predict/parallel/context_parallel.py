@@ -31,15 +31,15 @@ class ContextParallel:
     parameter gradients over the ranks (as FSDP does over all) then gives exactly the gradient of that loss.
     """
 
-    def __init__(self, group: dist.ProcessGroup, num_heads: int) -> None:
-        self.group, self.num_heads = group, num_heads
+    def __init__(self, group: dist.ProcessGroup, num_heads: int, tensor: int = 1) -> None:
+        self.group, self.num_heads, self.tensor = group, num_heads, tensor
         self.active, self.views = False, 1
 
     def begin(self, data_type: str, frames: int, views: int) -> bool:
         """Start a forward; return whether it is divided. Raises ConfigError for frames or heads that do not divide."""
         self.active, self.views = data_type == "video", views
         if self.active:
-            check_context_parallel(self.group.size(), frames, self.num_heads)
+            check_context_parallel(self.group.size(), frames, self.num_heads, self.tensor)
         return self.active
 
     def split(self, x: Tensor, dim: int) -> Tensor:
@@ -57,28 +57,35 @@ class ContextParallel:
         return attend
 
 
-def apply_context_parallel(net: DiT, group: dist.ProcessGroup | None) -> None:
-    """Make `net` divide videos over the ranks of `group`; nothing for None or a group of one."""
+def apply_context_parallel(net: DiT, group: dist.ProcessGroup | None, tensor: int = 1) -> None:
+    """Make `net` divide videos over the ranks of `group`; nothing for None or a group of one. tensor: ranks that already
+    share the heads.
+    """
     if group is None or group.size() == 1:
         return
-    split = ContextParallel(group, net.config.num_heads)
+    split = ContextParallel(group, net.config.num_heads, tensor)
     net.sequence_split = split
     for block in net.blocks:
         attention = block.get_submodule("self_attn")
         attention.attention = split.wrap(attention.attention)  # type: ignore[assignment]
 
 
-def check_context_parallel(cp_size: int, latent_frames: int, num_heads: int) -> None:
-    """Raise ConfigError, naming the sizes that fit, unless `cp_size` divides a view's latent frames and the heads."""
-    if cp_size >= 1 and latent_frames % cp_size == 0 and num_heads % cp_size == 0:
+def check_context_parallel(cp_size: int, latent_frames: int, num_heads: int, tensor: int = 1) -> None:
+    """Raise ConfigError, naming the sizes that fit, unless `cp_size` divides a view's latent frames and the heads, or what
+    tensor parallelism over `tensor` ranks leaves of them to each.
+    """
+    heads = num_heads // tensor
+    if cp_size >= 1 and latent_frames % cp_size == 0 and heads % cp_size == 0:
         return
+    each = f", {heads} on each of {tensor} tensor parallel ranks" if tensor > 1 else ""
     raise ConfigError(
         f"context_parallel_size={cp_size} must divide the {latent_frames} latent frames (of each view) and the "
-        f"{num_heads} attention heads; sizes that fit: {_divisors(math.gcd(latent_frames, num_heads))}"
+        f"{num_heads} attention heads{each}; sizes that fit: {divisors(math.gcd(latent_frames, heads))}"
     )
 
 
-def _divisors(number: int) -> str:
+def divisors(number: int) -> str:
+    """Return the sizes that divide `number`, for an error message."""
     return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0) or "none"
 
 
@@ -91,7 +98,7 @@ def split_sequence(x: Tensor, rank: int, cp_size: int, dim: int = 2, views: int 
     """
     size = x.shape[dim]
     if size % (views * cp_size):
-        fit = _divisors(size // views if size % views == 0 else 0)
+        fit = divisors(size // views if size % views == 0 else 0)
         raise ConfigError(
             f"axis {dim} of shape {tuple(x.shape)} does not divide into {views} view(s) of {cp_size} equal parts; "
             f"context parallel sizes that fit: {fit}"
@@ -150,7 +157,7 @@ def _to_heads(parts: tuple[Tensor, ...], group: dist.ProcessGroup) -> Tensor:
     size, heads = group.size(), parts[0].shape[2]
     if heads % size:
         raise ConfigError(
-            f"{heads} attention heads do not divide over {size} context parallel ranks; sizes that fit: {_divisors(heads)}"
+            f"{heads} attention heads do not divide over {size} context parallel ranks; sizes that fit: {divisors(heads)}"
         )
     sent = torch.cat([part.unflatten(2, (size, -1)).movedim(2, 0) for part in parts], dim=3)
     received = _AllToAll.apply(sent, group)  # (cp = part of the sequence, B, N/cp, parts * heads/cp, d)

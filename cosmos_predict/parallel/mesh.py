@@ -2,8 +2,10 @@
 
 Two views of the same ranks, both with neighbours innermost:
 
-- weights: replicate x shard; a rank holds 1/shard of the weights, EMA and optimizer state;
-- samples: data x context; the ranks of a context group share their samples and each computes a part of every clip.
+- weights: replicate x shard x tensor; a rank holds 1/shard of the weights, EMA and optimizer state, and of those of the
+  blocks' large matrices 1/tensor of that;
+- samples: data x context x tensor; the ranks of a context group share their samples and each computes a part of every clip,
+  those of a tensor group share a part and each computes some heads of it.
 
 The ranks of a context group are ordinary ranks of the first view. `Mesh()` is a single process without a group.
 """
@@ -28,57 +30,77 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class MeshSizes:
-    """Sizes of a mesh: `replicas * shard == data * context == world`."""
+    """Sizes of a mesh: `replicas * shard * tensor == data * context * tensor == world`."""
 
     world: int = 1
     shard: int = 1
     context: int = 1
+    tensor: int = 1
+
+    @property
+    def parts(self) -> int:
+        """Ranks that together hold the weights once."""
+        return self.shard * self.tensor
 
     @property
     def replicas(self) -> int:
-        return self.world // self.shard
+        return self.world // self.parts
 
     @property
     def data(self) -> int:
-        return self.world // self.context
+        return self.world // (self.context * self.tensor)
 
     def __str__(self) -> str:
+        tensor = f" x {self.tensor} tensor" if self.tensor > 1 else ""
         return (
-            f"{self.world} rank(s): weights {self.replicas} replicas x {self.shard} shards, "
-            f"samples {self.data} data x {self.context} context"
+            f"{self.world} rank(s): weights {self.replicas} replicas x {self.shard} shards{tensor}, "
+            f"samples {self.data} data x {self.context} context{tensor}"
         )
 
 
-def mesh_sizes(world: int, shard: int = 1, context: int = 1) -> MeshSizes:
-    """Return the sizes for `world` ranks. shard: as `model.config.fsdp_shard_size`, at most the world is used, -1 is the
-    world, 0 is 1 (no sharding). Raises ConfigError for sizes that do not divide the world, with those that do.
+def mesh_sizes(world: int, shard: int = 1, context: int = 1, tensor: int = 1) -> MeshSizes:
+    """Return the sizes for `world` ranks. shard: as `model.config.fsdp_shard_size`, at most world / tensor is used, which -1
+    is too; 0 is 1 (no sharding). Raises ConfigError for sizes that do not divide the world, with those that do.
     """
     if shard < -1:
         raise ConfigError(
             f"model.config.fsdp_shard_size={shard}: expected -1 (all ranks), 0 (off) or a number of ranks"
         )
-    used = world if shard == -1 else min(max(shard, 1), world)
-    fit = ", ".join(str(n) for n in range(1, world + 1) if world % n == 0)
-    if world % context:
+    if world % tensor:
         raise ConfigError(
-            f"model_parallel.context_parallel_size={context} does not divide the {world} process(es): "
-            f"set it to a divisor ({fit}), or start more processes"
+            f"model_parallel.tensor_model_parallel_size={tensor} does not divide the {world} process(es): "
+            f"set it to a divisor ({_fit(world)}), or start more processes"
         )
-    if world % used:
+    rest = world // tensor
+    among = f" (of {world}, with tensor_model_parallel_size={tensor})" if tensor > 1 else ""
+    used = rest if shard == -1 else min(max(shard, 1), rest)
+    if rest % context:
         raise ConfigError(
-            f"model.config.fsdp_shard_size={shard} does not divide the {world} processes; sizes that fit: {fit}"
+            f"model_parallel.context_parallel_size={context} does not divide the {rest} process(es){among}: "
+            f"set it to a divisor ({_fit(rest)}), or start more processes"
         )
-    return MeshSizes(world, used, context)
+    if rest % used:
+        raise ConfigError(
+            f"model.config.fsdp_shard_size={shard} does not divide the {rest} processes{among}; sizes that fit: {_fit(rest)}"
+        )
+    return MeshSizes(world, used, context, tensor)
+
+
+def _fit(ranks: int) -> str:
+    return ", ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Where this rank is, and the groups it talks in. weights: mesh ("replicate", "shard"), None without a group."""
+    """Where this rank is, and the groups it talks in. weights: mesh ("replicate", "shard"), None without a group; tensor: 1-D
+    mesh of the same root, None for one rank.
+    """
 
     ranks: Ranks = dataclasses.field(default_factory=Ranks)
     sizes: MeshSizes = dataclasses.field(default_factory=MeshSizes)
     weights: DeviceMesh | None = None
     context: dist.ProcessGroup | None = None
+    tensor: DeviceMesh | None = None
 
     @property
     def is_main(self) -> bool:
@@ -87,16 +109,21 @@ class Mesh:
 
     @property
     def data_rank(self) -> int:
-        return self.ranks.rank // self.sizes.context
+        return self.ranks.rank // (self.sizes.context * self.sizes.tensor)
 
     @property
-    def shard_rank(self) -> int:
+    def part_rank(self) -> int:
         """This rank's number among those that together hold the weights once."""
-        return self.ranks.rank % self.sizes.shard
+        return self.ranks.rank % self.sizes.parts
 
     @property
     def holds_first_replica(self) -> bool:
-        return self.ranks.rank < self.sizes.shard
+        return self.ranks.rank < self.sizes.parts
+
+    @property
+    def leads_tensor_group(self) -> bool:
+        """Whether this is the rank of its tensor group that acts for what all of them hold."""
+        return self.ranks.rank % self.sizes.tensor == 0
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of `values` over all ranks."""
@@ -134,10 +161,15 @@ def make_mesh(ranks: Ranks, sizes: MeshSizes, device: torch.device, *, always: b
         dist.init_process_group(
             "gloo" if device.type == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1
         )
-    weights = init_device_mesh(device.type, (sizes.replicas, sizes.shard), mesh_dim_names=("replicate", "shard"))
-    context = None
+    names = ("replicate", "shard", "tensor") if sizes.tensor > 1 else ("replicate", "shard")
+    root = init_device_mesh(
+        device.type, (sizes.replicas, sizes.shard, sizes.tensor)[: len(names)], mesh_dim_names=names
+    )
+    weights, tensor, context = root, None, None
+    if sizes.tensor > 1:
+        weights, tensor = root["replicate", "shard"], root["tensor"]
     if sizes.context > 1:
         context = init_device_mesh(
-            device.type, (sizes.data, sizes.context), mesh_dim_names=("data", "context")
+            device.type, (sizes.data, sizes.context, sizes.tensor), mesh_dim_names=("data", "context", "tensor")
         ).get_group("context")
-    return Mesh(ranks, sizes, weights, context)
+    return Mesh(ranks, sizes, weights, context, tensor)

@@ -34,7 +34,18 @@ def own(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return the whole of `tensor` in `dtype`, gathered from all ranks: every rank of its mesh must call this."""
     tensor = tensor.detach().to(dtype or tensor.dtype)
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    if not is_sharded(tensor):
+        return tensor
+    placements = list(tensor.placements)  # type: ignore[attr-defined]
+    for dim, placement in enumerate(placements):
+        if (
+            placement.is_partial()
+        ):  # summands, added up over one mesh dimension after another: torch warns of several at once
+            from torch.distributed.tensor import Replicate
+
+            placements[dim] = Replicate()
+            tensor = tensor.redistribute(placements=placements)  # type: ignore[operator]
+    return tensor.full_tensor()  # type: ignore[operator]
 
 
 def divided_over(tensor: Tensor) -> tuple[ProcessGroup, ...]:
@@ -45,10 +56,15 @@ def divided_over(tensor: Tensor) -> tuple[ProcessGroup, ...]:
     return tuple(mesh.get_group(dim) for dim, placement in enumerate(placements) if not placement.is_replicate())
 
 
+def lies_over(tensor: Tensor, axis: str) -> bool:
+    """Return whether the mesh dimension called `axis` is one of those that `tensor` lies over."""
+    return is_sharded(tensor) and axis in (tensor.device_mesh.mesh_dim_names or ())  # type: ignore[attr-defined]
+
+
 def holds_rows(tensor: Tensor) -> bool:
     """Return whether every rank holds all of `tensor`, or a run of its whole rows."""
     placements = tensor.placements if is_sharded(tensor) else ()  # type: ignore[attr-defined]
-    return all(placement.is_replicate() or placement.is_shard(0) for placement in placements)
+    return all(placement.is_replicate() or getattr(placement, "dim", None) == 0 for placement in placements)
 
 
 def lay_like(tensor: Tensor, like: Tensor) -> Tensor:

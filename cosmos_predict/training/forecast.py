@@ -19,8 +19,9 @@ from cosmos_predict.networks.flops import count_tokens, training_flops
 from cosmos_predict.networks.lora import inject_lora
 from cosmos_predict.parallel.activation import POLICIES, activation_bytes
 from cosmos_predict.parallel.mesh import MeshSizes
+from cosmos_predict.parallel.tensor_parallel import check_sequence_parallel, check_tensor_parallel, is_divided
 from cosmos_predict.tokenizers.load import load_tokenizer
-from cosmos_predict.training.trainer import accumulation_steps, check_frames, mesh_of
+from cosmos_predict.training.trainer import accumulation_steps, check_frames, check_lengths, mesh_of
 from cosmos_predict.training.validation import NOT_HELD_OUT
 
 # Bytes of both moments of a parameter; in 8 bits there is a float32 scale for 256 values of each.
@@ -32,7 +33,8 @@ def mesh_forecast(config: Config) -> tuple[MeshSizes, str]:
     world, told = launched_ranks(), ""
     if world is None:
         shard = int(config.model.config.get("fsdp_shard_size", 1))  # type: ignore[union-attr]
-        world = math.lcm(max(shard, 1), config.model_parallel.context_parallel_size)
+        sizes = config.model_parallel
+        world = math.lcm(max(shard, 1), sizes.context_parallel_size) * sizes.tensor_model_parallel_size
         told = " (the fewest that the settings ask for; WORLD_SIZE=N forecasts N)"
     return mesh_of(config, world), told
 
@@ -52,22 +54,24 @@ def memory_forecast(config: Config, net: DiT, average: bool, sizes: MeshSizes) -
 
     FSDP gathers two blocks and what is outside the blocks in the compute dtype, and reduces one block's float32 gradient.
     """
-    trained = [p for p in net.parameters() if p.requires_grad]
-    count, optimizer = sum(p.numel() for p in trained), config.optimizer or {}
+    # What the ranks of a tensor group hold: their part of some parameters, others whole.
+    numels = {p: p.numel() // (sizes.tensor if is_divided(name) else 1) for name, p in net.named_parameters()}
+    trained = [p for p in numels if p.requires_grad]
+    count, optimizer = sum(numels[p] for p in trained), config.optimizer or {}
     target = str(getattr(optimizer[TARGET], "__name__", optimizer[TARGET])).rpartition(".")[2]
     moments = MOMENTS["8bit" if target == "adamw8bit" else optimizer.get("moments", "fp32")]
     if target == "adamw" and any(p.dtype != torch.float32 for p in trained):
         moments += 4 * optimizer.get("master_weights", True)
     held = {
-        "weights": sum(p.nbytes for p in net.parameters()) / sizes.shard,
-        "gradients": sum(p.nbytes for p in trained) / sizes.shard,
+        "weights": sum(numel * p.itemsize for p, numel in numels.items()) / sizes.shard,
+        "gradients": sum(numels[p] * p.itemsize for p in trained) / sizes.shard,
         "moments": count * moments / sizes.shard,
         "EMA": 4.0 * count * average / sizes.shard,
     }
     if sizes.world > 1 or config.trainer.compute_dtype == "bfloat16":
-        block = sum(p.numel() for p in net.blocks[0].parameters())
-        outside = sum(p.numel() for p in net.parameters()) - len(net.blocks) * block
-        gradient = 4.0 * sum(p.numel() for p in net.blocks[0].parameters() if p.requires_grad)
+        block = sum(numels[p] for p in net.blocks[0].parameters())
+        outside = sum(numels.values()) - len(net.blocks) * block
+        gradient = 4.0 * sum(numels[p] for p in net.blocks[0].parameters() if p.requires_grad)
         held["gathered"] = (2 * block + outside) * _compute_bytes(config, net) + gradient
     return held
 
@@ -81,7 +85,8 @@ def missing_files(config: Config) -> list[str]:
     model: Any = config.model.config  # type: ignore[union-attr]
     if not config.checkpoint.load_path:
         paths["model.config.model_manager_config.dit_path"] = model.model_manager_config.dit_path
-    paths["model.config.pipe_config.tokenizer.path"] = model.pipe_config.tokenizer.path
+    if config.model.get("with_tokenizer", True):  # type: ignore[union-attr]
+        paths["model.config.pipe_config.tokenizer.path"] = model.pipe_config.tokenizer.path
     named = {key: path for key, path in paths.items() if path and not key.endswith("name_or_path")}
     return [f"{key}: {path}" for key, path in named.items() if not Path(path).exists()]
 
@@ -98,6 +103,8 @@ def forecast(config: Config) -> str:
     total, trained = (sum(p.numel() for p in net.parameters() if p.requires_grad or every) for every in (True, False))
     batch = int(loader.get("batch_size", 1))
     accumulation = accumulation_steps(config, batch, sizes.data)
+    check_tensor_parallel(sizes.tensor, pipe.net)
+    sequence = config.model_parallel.sequence_parallel
     samples = batch * sizes.data * accumulation
     memory = memory_forecast(config, net, pipe.ema.enabled, sizes)
     width = f"{pipe.net.model_channels} wide, {pipe.net.num_blocks} blocks, {pipe.net.num_heads} heads"
@@ -112,7 +119,10 @@ def forecast(config: Config) -> str:
     if dataset is not None and dataset.get("video_size"):
         count, size = int(dataset.get("num_frames") or 1), [int(side) for side in dataset.video_size]
         tokenizer = load_tokenizer(pipe.tokenizer.name, device="meta", **pipe.tokenizer.options)
-        frames = check_frames(pipe, tokenizer, count, sizes.context)
+        frames = check_frames(pipe, tokenizer, count, sizes)
+        parts = [dataset, *dataset.get("parts", {}).values()]
+        shorter = {int(n) for part in parts for n in part.get("length_buckets") or () if n < count}
+        check_lengths({n: tokenizer.get_latent_num_frames(n) for n in shorter}, pipe.net.num_heads, sizes)
         height, width = (side // tokenizer.spatial_compression_factor for side in size)
         shape = (frames * pipe.views, height, width)
         tokens = count_tokens(pipe.net, shape)
@@ -121,7 +131,10 @@ def forecast(config: Config) -> str:
         lines.append(f"compute      {flops:,.2f} TFLOP per update (forward + backward, no recomputation)")
         every, bytes_each = trainer.checkpoint_every_n_blocks, _compute_bytes(config, net)
         here = tokens // (sizes.context if frames > 1 else 1)
-        kept = {name: batch * activation_bytes(pipe.net, here, name, every, bytes_each) for name in POLICIES}
+        if sequence:
+            check_sequence_parallel(sizes.tensor, tokens // (shape[0] // pipe.net.patch_temporal))
+        shared = (sizes.tensor, sequence)
+        kept = {name: batch * activation_bytes(pipe.net, here, name, every, bytes_each, *shared) for name in POLICIES}
     parts = " + ".join(f"{part} {_size(size)}" for part, size in memory.items())
     lines.append(f"memory       estimate, per process: {parts} = {_size(sum(memory.values()))}")
     for name, size in kept.items():

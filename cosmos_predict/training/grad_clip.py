@@ -63,16 +63,18 @@ def _global_norm(gradients: list[Tensor], norm_type: float) -> float:
     """Return the norm of all gradients as one vector; one reduction per kind of sharding, one read from the device."""
     kinds: dict[tuple, list[Tensor]] = {}
     for gradient in gradients:
-        kinds.setdefault((divided_over(gradient), gradient.device), []).append(own(gradient))
+        kinds.setdefault((divided_over(gradient), gradient.device, gradient.dtype), []).append(own(gradient))
 
     largest = math.isinf(norm_type)
     total: Tensor | None = None
-    for (groups, _), tensors in kinds.items():
+    for (groups, *_), tensors in kinds.items():
         # An empty local shard has no largest entry.
         norms = torch._foreach_norm(
             [tensor for tensor in tensors if tensor.numel()] or [tensors[0].new_zeros(1)],
             norm_type,
-            dtype=torch.float32,
+            dtype=None
+            if tensors[0].dtype == torch.float32
+            else torch.float32,  # to name it costs a third, even where it is so
         )
         stacked = torch.stack(norms).double()
         part = stacked.max() if largest else stacked.pow(norm_type).sum()

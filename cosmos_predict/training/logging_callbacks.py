@@ -72,9 +72,9 @@ class TensorBoard(Callback):
 class Wandb(Callback):
     """Send published numbers and pictures to Weights & Biases; does nothing unless `WANDB_API_KEY` is set.
 
-    Project, group and name are `WANDB_PROJECT` (or `WANDB_PROJECT_NAME`), `WANDB_RUN_GROUP` and `WANDB_NAME`, else the
-    job's. A run of the same folder continues under the same id; `WANDB_RUN_ID` sets it. Where the package is missing or
-    the service refuses, training goes on after a warning.
+    Project, group and name are `WANDB_PROJECT` (or `WANDB_PROJECT_NAME`), `WANDB_RUN_GROUP` and `WANDB_NAME` (or
+    `WANDB_RUN_NAME`), else the job's. A run of the same folder continues under the same id; `WANDB_RUN_ID` sets it. Where
+    the package is missing or the service refuses, training goes on after a warning.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Wandb(Callback):
             self.run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT") or os.environ.get("WANDB_PROJECT_NAME") or job.project,
                 group=os.environ.get("WANDB_RUN_GROUP") or job.group,
-                name=os.environ.get("WANDB_NAME") or job.name,
+                name=os.environ.get("WANDB_NAME") or os.environ.get("WANDB_RUN_NAME") or job.name,
                 id=os.environ.get("WANDB_RUN_ID") or saved,
                 resume="allow",
                 dir=str(trainer.folder.root),

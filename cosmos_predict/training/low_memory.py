@@ -12,7 +12,8 @@ Three ideas, all on plain tensors (the local shard of a DTensor), a bounded piec
   world size. Other shardings count in their shard and add its offset to the key.
 
 Blocks never cross rows, and FSDP shards rows, so codes and scales are sharded like their parameter: another world size
-reads them without quantising anew.
+reads them without quantising anew. Tensor parallelism divides columns of some matrices: those where a block would be cut
+(a part is no multiple of 256 columns) keep float32 moments.
 
 Bytes per element of a matrix, without gradients: float32 weights 4 + 2.03 = 6.03 (8-bit moments); bfloat16 weights
 2 + 8 = 10 (float32 moments), 2 + 4 = 6 (bfloat16), 2 + 2.03 = 4.03 (8 bits). AdamW in float32: 12; with masters: 14.
@@ -189,7 +190,7 @@ class LowMemoryAdamW(torch.optim.Optimizer):
         """Return zero moments of one parameter, in the form that this optimizer keeps."""
         columns = math.prod(parameter.shape[1:])
         dtype, moments = MOMENTS[self.moments], {}
-        if dtype == torch.uint8 and (parameter.ndim < 2 or columns < MIN_ROW or not holds_rows(parameter)):
+        if dtype == torch.uint8 and (parameter.ndim < 2 or columns < MIN_ROW or not _holds_blocks(parameter)):
             dtype = torch.float32
         for name in NAMES:
             zeros = torch.zeros_like(parameter.detach(), dtype=dtype, memory_format=torch.contiguous_format)
@@ -197,7 +198,7 @@ class LowMemoryAdamW(torch.optim.Optimizer):
                 moments[name] = zeros
                 continue
             moments[f"{name}_codes"] = zeros
-            moments[f"{name}_scales"] = _zero_rows(parameter, math.ceil(columns / BLOCK))
+            moments[f"{name}_scales"] = _zero_scales(parameter)
         return moments
 
     @torch.no_grad()
@@ -233,8 +234,13 @@ class LowMemoryAdamW(torch.optim.Optimizer):
             )
         present = [key for key in (name, codes, scales) if key in saved]
         wanted = [key for key in (name, codes, scales) if key in state]
-        columns = math.ceil(math.prod(parameter.shape[1:]) / BLOCK)
-        shapes = {scales: _zero_rows(parameter, columns)} if scales in present else {}
+        if scales in present and not _holds_blocks(parameter):
+            raise CheckpointError(
+                f"the saved 8-bit moments of parameter {index} are in blocks of {BLOCK} columns, which parts of "
+                f"{own(parameter).shape[1]} of its {parameter.shape[1]} columns would cut: choose another "
+                "model_parallel.tensor_model_parallel_size, or begin the moments anew: checkpoint.keys_not_to_resume=[optim]"
+            )
+        shapes = {scales: _zero_scales(parameter)} if scales in present else {}
         loaded = {
             key: _own_part(saved[key], shapes.get(key, parameter), f"{key} of parameter {index}") for key in present
         }
@@ -366,11 +372,17 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.view(rows, math.prod(tensor.shape[1:]))
 
 
-def _zero_rows(parameter: Tensor, columns: int) -> Tensor:
-    """Return float32 zeros (R, columns) for the R rows of `parameter`, which is sharded by rows or not at all."""
+def _holds_blocks(parameter: Tensor) -> bool:
+    """Return whether no block of a row lies on several ranks."""
+    return holds_rows(parameter) or (parameter.ndim == 2 and own(parameter).shape[1] % BLOCK == 0)
+
+
+def _zero_scales(parameter: Tensor) -> Tensor:
+    """Return float32 zeros, one for each block of the rows of `parameter`, lying over the ranks as it does."""
+    rows, columns = parameter.shape[0], math.ceil(math.prod(parameter.shape[1:]) / BLOCK)
     mine = own(parameter)
-    local = torch.zeros(mine.shape[0], columns, device=mine.device)
-    return shard_like(local, parameter, (parameter.shape[0], columns))
+    local = torch.zeros(mine.shape[0], math.ceil(math.prod(mine.shape[1:]) / BLOCK), device=mine.device)
+    return shard_like(local, parameter, (rows, columns))
 
 
 def _own_part(value: Tensor, target: Tensor, what: str) -> Tensor:

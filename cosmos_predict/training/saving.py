@@ -273,7 +273,8 @@ class Saver:
         ranks = trainer.sizes.data
         what = f"{self.folder.root} was trained with a global batch of {saved}"
         if trainer.config.trainer.global_batch_size is not None or data_parallel == ranks:
-            raise CheckpointError(f"{what}, this run has {present}; set trainer.global_batch_size={saved}")
+            remedy = f"set trainer.global_batch_size={saved}, or start another run with job.name=NAME"
+            raise CheckpointError(f"{what}, this run has {present}; {remedy}")
         if saved % (trainer.batch_size * ranks):
             fit = ", ".join(str(n) for n in range(1, saved + 1) if saved % (trainer.batch_size * n) == 0) or "none"
             raise CheckpointError(

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from cosmos_predict.parallel.context_parallel import apply_context_parallel, che
 from cosmos_predict.parallel.distributed import Ranks
 from cosmos_predict.parallel.fsdp import average_gradients, initialise, shard_head, shard_network
 from cosmos_predict.parallel.mesh import Mesh, MeshSizes, make_mesh, mesh_sizes
+from cosmos_predict.parallel.tensor_parallel import apply_tensor_parallel
 from cosmos_predict.tokenizers.base import VideoTokenizer
 from cosmos_predict.training.callbacks import Callback, LossRecord, StepReport
 from cosmos_predict.training.ema import PowerEMA
@@ -51,11 +52,6 @@ MAX_SKIPPED_IN_A_ROW = 20
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Settings that a published command may carry and that this trainer does not act on: refused, never ignored.
-ONLY_VALUES: dict[str, tuple[Any, ...]] = {
-    "model_parallel.tensor_model_parallel_size": (1,),
-    "model_parallel.sequence_parallel": (False,),
-}
 
 
 @dataclasses.dataclass
@@ -103,13 +99,8 @@ class Trainer:
         check_data(self.model, self.dataset, config.job.debug)
         tokenizer, num_frames = self.model.tokenizer_holder[0], self.dataset_config.get("num_frames")
         if tokenizer is not None and num_frames is not None:
-            check_frames(self.model.config.pipe_config, tokenizer, int(num_frames), self.sizes.context)
-        for count, made in sorted(latent_frames(self.model, self.dataset).items()):
-            try:
-                if made > 1:  # a single image is never divided
-                    check_context_parallel(self.sizes.context, made, self.model.net.config.num_heads)
-            except ConfigError as error:
-                raise ConfigError(f"samples of {count} frames (num_frames or length_buckets): {error}") from None
+            check_frames(self.model.config.pipe_config, tokenizer, int(num_frames), self.sizes)
+        check_lengths(latent_frames(self.model, self.dataset), self.model.net.config.num_heads, self.sizes)
         net, self.units = self.model.net, [self.model.net, *filter(None, [self.model.logvar])]
         if self.trains_lora:
             options = self.model.config  # float32 adapters cost little, beside weights of any precision
@@ -117,7 +108,8 @@ class Trainer:
             inject_lora(net, options.lora_rank, options.lora_alpha, targets, dtype=torch.float32)
         else:
             check_exportable(self.folder.layout, self.weights())
-        apply_context_parallel(net, self.mesh.context)
+        self.tensor = apply_tensor_parallel(net, self.mesh.tensor, config.model_parallel.sequence_parallel)
+        apply_context_parallel(net, self.mesh.context, self.sizes.tensor)
         apply_activation_checkpointing(
             net, config.trainer.activation_checkpointing, config.trainer.checkpoint_every_n_blocks
         )
@@ -232,11 +224,12 @@ class Trainer:
         except BaseException as error:
             if isinstance(error, Exception):
                 self.saver.finish_alone()
-            if isinstance(error, OSError) and error.errno in DISK_FULL:
-                newest = self.folder.newest()
-                raise OSError(
-                    f"{error}; the newest complete iteration is {newest}, the same command resumes it"
-                ) from error
+            full = isinstance(error, OSError) and error.errno in DISK_FULL
+            # gloo's errors have no class of their own; another rank may also have ended with an error that it told itself.
+            if full or isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):
+                what = str(error) if full else f"another process of the run ended or cannot be reached ({error})"
+                more = f"; the newest complete iteration is {self.folder.newest()}, the same command resumes it"
+                raise (OSError if full else ConnectionError)(what + more) from error
             raise
         finally:
             torch.use_deterministic_algorithms(before)
@@ -292,6 +285,8 @@ class Trainer:
             (out.loss / self.accumulation).backward()
             losses.append(LossRecord(out.loss.detach(), out.mse_loss, tuple(out.xt.shape)))
             progress.sample_number += len(batch["sample_number"]) * self.sizes.data
+        if self.tensor is not None:
+            self.tensor.sum_gradients()
         settings = self.config.trainer
         clip = clip_gradients(self.model.parameters(), settings.clip_norm, force_finite=settings.grad_force_finite)
         losses = self._agree(losses)  # here: clipping has waited for the device anyhow
@@ -383,17 +378,19 @@ class Trainer:
 
 def check_supported(config: Config) -> None:
     """Raise ConfigError for a setting that this trainer would not act on."""
-    for key, allowed in ONLY_VALUES.items():
-        value: Any = config
-        for part in key.split("."):
-            value = value.get(part) if hasattr(value, "get") else getattr(value, part)
-        if value not in allowed:
-            raise ConfigError(f"{key}={value!r} is not available in this version; leave it at {allowed[0]!r}")
     backend = OmegaConf.select(config.model or OmegaConf.create(), "config.pipe_config.net.attention_backend")
     if config.trainer.deterministic and backend not in (None, "sdpa"):
         raise ConfigError(
             f"trainer.deterministic=True, but attention_backend={backend!r} may add up in any order: use "
             "model.config.pipe_config.net.attention_backend=sdpa"
+        )
+    tensor, policy = config.model_parallel.tensor_model_parallel_size, config.trainer.activation_checkpointing
+    if (
+        tensor > 1 and config.trainer.compile and policy == "full"
+    ):  # what torch 2.12 keeps for backward then is no tensor
+        raise ConfigError(
+            f"trainer.compile=True with model_parallel.tensor_model_parallel_size={tensor} cannot be combined with "
+            "trainer.activation_checkpointing=full: use selective, or trainer.compile=false"
         )
     if config.trainer.run_validation and not config.trainer.callbacks.get("validation"):
         raise ConfigError(
@@ -401,10 +398,11 @@ def check_supported(config: Config) -> None:
         )
 
 
-def check_frames(pipe: PipeConfig, tokenizer: VideoTokenizer, num_frames: int, context: int = 1) -> int:
+def check_frames(pipe: PipeConfig, tokenizer: VideoTokenizer, num_frames: int, sizes: MeshSizes | None = None) -> int:
     """Return the latent frames that `num_frames` of a view make. Raises ConfigError when the stated ones (`state_t`) are
-    others, or when `context` ranks cannot share them.
+    others, or when the ranks of a context group cannot share them.
     """
+    sizes = sizes or MeshSizes()
     made = tokenizer.get_latent_num_frames(num_frames)
     if pipe.state_t not in (None, made):
         raise ConfigError(
@@ -412,14 +410,25 @@ def check_frames(pipe: PipeConfig, tokenizer: VideoTokenizer, num_frames: int, c
             f"{made} latent frames: set num_frames={tokenizer.get_pixel_num_frames(pipe.state_t)}, or state_t=null"
         )
     if made > 1 and pipe.net is not None:  # a single image is never divided
-        check_context_parallel(context, made, pipe.net.num_heads)
+        check_context_parallel(sizes.context, made, pipe.net.num_heads, sizes.tensor)
     return made
+
+
+def check_lengths(lengths: Mapping[int, int], heads: int, sizes: MeshSizes) -> None:
+    """Raise ConfigError where a context group cannot share samples of one of `lengths`, {frames: latent frames}."""
+    for count, made in sorted(lengths.items()):
+        try:
+            if made > 1:  # a single image is never divided
+                check_context_parallel(sizes.context, made, heads, sizes.tensor)
+        except ConfigError as error:
+            raise ConfigError(f"samples of {count} frames (num_frames or length_buckets): {error}") from None
 
 
 def mesh_of(config: Config, world_size: int) -> MeshSizes:
     """Return the mesh that the configuration makes of `world_size` processes; ConfigError where it does not fit."""
     shard = int(config.model.config.get("fsdp_shard_size", 1))  # type: ignore[union-attr]
-    return mesh_sizes(world_size, shard, config.model_parallel.context_parallel_size)
+    sizes = config.model_parallel
+    return mesh_sizes(world_size, shard, sizes.context_parallel_size, sizes.tensor_model_parallel_size)
 
 
 def accumulation_steps(config: Config, batch_size: int, data_parallel: int = 1) -> int:

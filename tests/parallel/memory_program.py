@@ -1,10 +1,11 @@
 """One rank that builds, saves, exports and loads a sharded model, and prints what it holds while it does.
 
-    python -m tests.parallel.memory_program FOLDER MODEL BLOCKS [moments]
+    python -m tests.parallel.memory_program FOLDER MODEL BLOCKS [moments] [tensor]
 
 MODEL is a published one at its full width with BLOCKS blocks, built, saved and loaded by the trainer. Lines `STAGE PEAK`:
 the highest resident memory of the stage, less what the rank held before there was a model, in units of the rank's shard
 of the float32 weights; `tensor SIZE`, the largest tensor in that unit; `unit BYTES`. `moments`: the optimizer has a state.
+`tensor`: the ranks form a tensor group.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from cosmos_predict.config.compose import compose
 from cosmos_predict.config.lazy import lazy_dict
 from cosmos_predict.io.tensors import TensorFile
 from cosmos_predict.parallel.distributed import Ranks, distributed_program
+from cosmos_predict.parallel.shards import own
 from cosmos_predict.training.trainer import Trainer
 
 
@@ -54,6 +56,8 @@ def main(root: str, model: str, blocks: str, *parts: str) -> None:
     net = "model.config.pipe_config.net"
     with distributed_program("gloo") as ranks:
         chosen = [f"model={model}", f"{net}.num_blocks={blocks}"]
+        if "tensor" in parts:
+            chosen += [f"model_parallel.tensor_model_parallel_size={ranks.world_size}"]
         small = trainer_of(ranks, "small", *chosen, f"{net}.model_channels=256", f"{net}.num_heads=2")
         small.build()  # first uses of torch have their own cost
         small.saver.save(last=True)
@@ -71,7 +75,7 @@ def main(root: str, model: str, blocks: str, *parts: str) -> None:
         Path("/proc/self/clear_refs").write_text("5")
         trainer.build()
         report("build")
-        if parts:
+        if "moments" in parts:
             for parameter in trainer.model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             trainer.optimizer.step()
@@ -89,7 +93,7 @@ def main(root: str, model: str, blocks: str, *parts: str) -> None:
             load_state(trainer.model.net, file)
         report("load")
         sizes = [parameter.numel() * 4 for parameter in trainer.model.parameters()]
-        unit = sum(sizes) / ranks.world_size
+        unit = sum(own(parameter).numel() * 4 for parameter in trainer.model.parameters())
         for stage, peak in peaks:
             print(stage, peak / unit)
         print("tensor", max(sizes) / unit)

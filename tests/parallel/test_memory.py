@@ -35,17 +35,18 @@ WITHOUT = {"build": 2, "save": 2, "resume": 2, "load": 2}
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
-    ("model", "blocks", "held"),
+    ("model", "blocks", "held", "options"),
     [
-        pytest.param("predict2_2b_video2world", 2, WITH_MOMENTS, id="2b"),
-        pytest.param("predict2_14b_video2world", 1, WITHOUT, id="14b"),
+        pytest.param("predict2_2b_video2world", 2, WITH_MOMENTS, [], id="2b"),
+        pytest.param("predict2_14b_video2world", 1, WITHOUT, [], id="14b"),
+        pytest.param("predict2_2b_video2world", 2, WITH_MOMENTS, ["tensor"], id="2b-tensor"),
     ],
 )
 def test_every_stage_takes_shards_and_one_tensor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, blocks: int, held: dict[str, int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, blocks: int, held: dict[str, int], options: list[str]
 ) -> None:
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")  # what is freed is given back: no slack in the measure
-    parts = ["moments"] if "step" in held else []
+    parts = [*(["moments"] if "step" in held else []), *options]
     program = ["tests.parallel.memory_program", str(tmp_path), model, str(blocks), *parts]
     processes = run_ranks(*program, ranks=2, timeout=600)
     shutil.rmtree(tmp_path)

@@ -34,7 +34,7 @@ def check(root: Path, files: dict[str, str]) -> tuple[int, str]:
 
 
 def test_a_sound_package_passes(tmp_path: Path) -> None:
-    assert check(tmp_path, SOUND) == (0, "structure: 11 of 17500 lines of code, 0 problems\n")
+    assert check(tmp_path, SOUND) == (0, "structure: 11 of 20000 lines of code, 0 problems\n")
 
 
 def test_this_repository_passes() -> None:
@@ -86,6 +86,6 @@ def test_only_code_is_counted(tmp_path: Path) -> None:
 def test_long_files_are_warned_of_and_the_whole_is_limited(tmp_path: Path) -> None:
     status, output = check(tmp_path, {**SOUND, "cosmos_predict/io/a.py": "x = 1\n" * 401})
     assert status == 0 and "warning: cosmos_predict/io/a.py: 401 lines of code, the aim is 400" in output
-    many = {f"cosmos_predict/io/m{i}.py": "x = 1\n" * 600 for i in range(30)}
+    many = {f"cosmos_predict/io/m{i}.py": "x = 1\n" * 600 for i in range(34)}
     status, output = check(tmp_path, many)
-    assert status == 1 and "cosmos_predict: 18412 lines of code, fewer than 17500 allowed" in output
+    assert status == 1 and "cosmos_predict: 20812 lines of code, fewer than 20000 allowed" in output

@@ -111,12 +111,13 @@ def test_wandb_offline_run_takes_names_from_the_environment(tmp_path: Path, monk
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_PROJECT_NAME", "project_of_mine")
     monkeypatch.setenv("WANDB_RUN_ID", "run42")
+    monkeypatch.setenv("WANDB_RUN_NAME", "name_of_mine")
     trainer = run(tmp_path, "trainer.max_iter=2")
     sent = next(callback.run for callback in trainer.callbacks if type(callback).__name__ == "Wandb")
     assert (sent.project, sent.group, sent.name, sent.id) == (
         "project_of_mine",
         "tiny",
-        "tiny_video2world_debug",
+        "name_of_mine",
         "run42",
     )
     log = next((trainer.folder.root / "wandb").glob("offline-run-*/run-run42.wandb")).read_bytes()

@@ -18,6 +18,7 @@ from cosmos_predict.parallel.mesh import MeshSizes
 from cosmos_predict.training.forecast import forecast, memory_forecast, meta_network, missing_files
 from tests.training.tiny_run import run
 
+CONTEXT = "model_parallel.context_parallel_size"
 NAME = "experiment=predict2_video2world_training_{}_cosmos_nemo_assets"
 GIB = 2**30
 DOCUMENT = Path(__file__).parents[2] / "docs/parallelism.md"
@@ -113,6 +114,8 @@ def test_mesh_of_the_processes_that_are_named(monkeypatch: pytest.MonkeyPatch) -
     [
         (["model_parallel.context_parallel_size=16"], "must divide the 24 latent frames .* 16 attention heads; .*: 1, 2, 4, 8"),
         (["dataloader_train.dataset.num_frames=61", "model_parallel.context_parallel_size=3"], "divide the 16 latent"),
+        (["data=video_folder", f"{CONTEXT}=8", "dataloader_train.dataset.length_buckets=[97,61,33]"], "of 33 frames .*: .* the 9 latent"),
+        (["data=images_and_videos", f"{CONTEXT}=8", "dataloader_train.dataset.parts.videos.length_buckets=[9]"], "samples of 9 frames"),
         (["dataloader_train.dataset.num_frames=90"], "90"),
         (["model.config.pipe_config.state_t=16"], "state_t=16, but .*num_frames=93 makes 24 latent frames: set num_frames=61"),
     ],
@@ -212,3 +215,10 @@ def test_one_process_prints_and_changes_of_debug_are_told(
     assert "fsdp_shard_size: 32 -> 2 (the largest that divides 2 processes)" in out
     assert "samples 1 data x 2 context\n" in out and "max_iter: 2" in out
     assert "missing      dataloader_train.dataset.dataset_dir: datasets/cosmos_nemo_assets" in out
+
+
+def test_without_a_tokenizer_its_file_is_not_missing() -> None:
+    config = ["experiment=predict2_video2world_training_2b_cosmos_nemo_assets"]
+    assert any("tokenizer.path" in line for line in missing_files(compose(config, report=[])))
+    cached = compose([*config, "data=latent_cache", "model.with_tokenizer=false"], report=[])
+    assert not any("tokenizer.path" in line for line in missing_files(cached))

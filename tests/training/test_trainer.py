@@ -242,7 +242,7 @@ def test_metrics_are_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model_parallel.sequence_parallel=true", "sequence_parallel=True is not available in this version"),
+        ("model_parallel.tensor_model_parallel_size=2", r"tensor_model_parallel_size=2 does not divide the 1 process"),
         ("model_parallel.context_parallel_size=2", r"context_parallel_size=2 does not divide the 1 process"),
     ],
 )

@@ -255,7 +255,7 @@ def test_averaged_weights_without_an_average_are_refused(tmp_path: Path) -> None
 
 def test_samples_without_a_tokenizer_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="sample clips need the video tokenizer"):
-        run(tmp_path, "callbacks=samples", "+model.with_tokenizer=false")
+        run(tmp_path, "callbacks=samples", "model.with_tokenizer=false")
 
 
 def test_metrics_file_is_valid_json_by_line(watched: Trainer) -> None:
