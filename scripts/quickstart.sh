@@ -9,6 +9,7 @@ if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
     sed -n '2,6s/^# //p' "${BASH_SOURCE[0]}"
     exit 0
 fi
+case "${1:-}" in -*) echo "quickstart.sh: unknown option $1 (--help shows the usage)" >&2; exit 2 ;; esac
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source_folder="$(realpath "${1:-$here/assets/robot_arm}")"
 cd "$here"
@@ -23,12 +24,12 @@ frames=17 steps=12
 base=assets/tiny_base/checkpoints/tiny_base_ema.safetensors
 
 echo "== 1. clips and captions -> $dataset"
-python scripts/import_videos.py "$source_folder" --dataset_path "$dataset" --short_side 128 | sed -n 1,3p
+python scripts/import_videos.py "$source_folder" --dataset_path "$dataset" --short_side 128 | sed '/^next:/,$d; 4,$d'
 echo "... $(find "$dataset/videos" -type f | wc -l) clips in all; captions in $dataset/metas"
 heldout="$dataset" compared="clips of the training set"
 if [ -d "${source_folder}_heldout" ]; then
     heldout="$out/heldout" compared="held-out clips"
-    python scripts/import_videos.py "${source_folder}_heldout" --dataset_path "$heldout" --short_side 128 | sed -n 1,3p
+    python scripts/import_videos.py "${source_folder}_heldout" --dataset_path "$heldout" --short_side 128 | sed '/^next:/,$d; 4,$d'
     echo "... $(find "$heldout/videos" -type f | wc -l) held-out clips"
 fi
 
@@ -44,21 +45,29 @@ run="$out/checkpoints/cosmos_predict/tiny/tiny_video2world_posttraining"
 python scripts/plot_loss.py "$run" --save_path "$out/loss.png"
 
 echo "== 4. generation from a first frame"
-clip="$(python - "$heldout" "$frames" "$out/first_frame.png" <<'PY'
+found="$(python - "$heldout" "$frames" "$out/first_frame.png" <<'PY'
 import sys
 from pathlib import Path
 from PIL import Image
 from cosmos_predict.data.video_reader import probe, read_frames
+from cosmos_predict.errors import DataError
 # the first clip that is long enough to be compared with
-clip = next(path for path in sorted(Path(sys.argv[1], "videos").iterdir()) if probe(path).frames >= int(sys.argv[2]))
+for clip in sorted(Path(sys.argv[1], "videos").iterdir()):
+    try:
+        info = probe(clip)
+    except DataError:  # the training has named it
+        continue
+    if info.frames >= int(sys.argv[2]):
+        break
 Image.fromarray(read_frames(clip, [0])[0]).save(sys.argv[3])
-print(clip)
+print(info.fps, clip)
 PY
 )"
+fps="${found%% *}" clip="${found#* }"
 prompt="$(cat "$heldout/metas/$(basename "${clip%.*}").txt")"
 echo "prompt: $prompt"
 python inference/video2world.py --dit_path "$run" --load_ema --input_path "$out/first_frame.png" --prompt "$prompt" \
-    --guidance 0 --num_steps $steps --fps 8 --save_path "$out/generated.mp4"
+    --guidance 0 --num_steps $steps --fps "$fps" --save_path "$out/generated.mp4"
 
 echo "== 5. comparison with the real $compared"
 python scripts/evaluate.py --dit_path "$run" --load_ema --compare_with base=$base --dataset_path "$heldout" \
@@ -74,4 +83,6 @@ picture        $out/contact_sheet.png   (start frame, generated, real, the base 
 loss           $out/loss.png
 figures        $out/evaluation.txt, $out/evaluation.json
 checkpoint     $run
+
+To run the commands by hand: source .venv/bin/activate
 END

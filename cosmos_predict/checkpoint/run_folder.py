@@ -20,6 +20,7 @@ import weakref
 from pathlib import Path
 from typing import IO, Any
 
+from cosmos_predict.checkpoint.nemo import find_checkpoint
 from cosmos_predict.errors import CheckpointError, ConfigError
 from cosmos_predict.io.atomic import make_folder
 
@@ -196,6 +197,11 @@ def published_file(path: str | Path, ema: bool = False) -> Path:
     if not path.is_dir():
         return path
     if (folder := find_run_folder(path)) is None:
+        if nemo := find_checkpoint(path):
+            raise CheckpointError(
+                f"{path} is a distributed checkpoint of NeMo: import it first, and give the file that this writes:\n"
+                f"  python scripts/import_nemo_checkpoint.py {nemo} FILE.pt"
+            )
         checkpoints = next((p for p in (path / "checkpoints", path) if (p / "latest_checkpoint.txt").is_file()), None)
         return path if checkpoints is None else _latest_file(checkpoints, "ema" if ema else "reg")
     iteration = folder.newest()

@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scripts/evaluate.py",
         description="Generate a dataset's clips from their first frames and captions; print PSNR, SSIM (and LPIPS) of the "
-        "generated frames with 95 %% intervals, and paired differences.",
+        "generated frames with 95 % intervals, and paired differences.",
         epilog=EPILOG,
     )
     add = parser.add_argument
@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--num_conditional_frames", type=positive_int, default=1, help="given frames (default: %(default)s)")
     add("--guidance", type=float, default=0.0, help="0 is none (default: %(default)s)")
     add("--num_steps", type=positive_int, default=35, help="solver steps (default: %(default)s)")
+    add("--fps", type=float, help="resample the clips, as dataloader_train.dataset.fps does (default: their own rate)")
     add("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     add("--lpips_path", nargs="+", default=[], metavar="FILE", help="weights of AlexNet and LPIPS 0.1: adds LPIPS")
     add("--tokenizer_path", default="", help="weights of the video tokenizer, or 'dct' (default: the checkpoint's)")
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if args.lpips_path:
         measures["lpips"] = metrics.LPIPS(args.lpips_path)
     dataset = VideoFolderDataset(
-        args.dataset_path, frames, size, fit="crop", shuffle=False,
+        args.dataset_path, frames, size, fit="crop", fps=args.fps, shuffle=False,
         text_encoder=build_text_encoder(args.text_encoder or main.model.config.pipe_config.text_encoder, device=device),
     )  # fmt: skip
     clips = dataset.clips[: args.num_clips]

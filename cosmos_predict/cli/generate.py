@@ -17,13 +17,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from cosmos_predict.checkpoint.lora_runs import file_hash
+from cosmos_predict.cli import predict1
 from cosmos_predict.cli.generation import SWITCHES
 from cosmos_predict.cli.program import configure_logging
 from cosmos_predict.data.transforms import RESOLUTION_BUCKETS
 from cosmos_predict.data.video_reader import write_video
 from cosmos_predict.errors import ConfigError, DataError
-from cosmos_predict.io.atomic import atomic_path
-from cosmos_predict.models.sampling import SamplerSettings
+from cosmos_predict.io.atomic import atomic_path, atomic_write_text
+from cosmos_predict.models.sampling import SAMPLERS, SamplerSettings
 from cosmos_predict.parallel.activation import compile_blocks
 from cosmos_predict.parallel.context_parallel import apply_context_parallel, check_context_parallel
 from cosmos_predict.pipelines import requests, video2world
@@ -32,8 +33,10 @@ from cosmos_predict.pipelines.processes import Processes, join_processes
 from cosmos_predict.pipelines.prompts import NEGATIVE_PROMPT, encode_prompts, read_prompt
 from cosmos_predict.pipelines.video2world import Clip
 
-# Options of one start of the program, not of what it makes.
-PASSING = ("command", "verbose", "from_sidecar", "batch_input_json", "benchmark")
+# Options of one start of the program, not of what it makes, or that others hold the outcome of.
+PASSING = ("command", "verbose", "from_sidecar", "batch_input_json", "benchmark", "given", "family", "cp_size")
+PASSING += ("checkpoint_dir", "diffusion_transformer_dir", "tokenizer_dir", "video_save_folder", "video_save_name")
+PASSING += ("height", "width", "subject_name", "prompt_upsampler_dir", "guardrail_dir", "word_limit_to_skip_upsampler")
 
 
 def use_sidecar(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -59,8 +62,12 @@ def generate(args: argparse.Namespace) -> int:
     args.dtype = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
     home, dtype = torch.device("cpu") if args.offload else device, getattr(torch, args.dtype)
 
-    jobs = read_jobs(args)
+    if args.command == "video2world" and not args.batch_input_json:
+        video2world.check_input(args.input_path, args.num_conditional_frames)
+    predict1.find_files(args)
     checkpoints = open_checkpoints(args)
+    predict1.settle(args, list(checkpoints.values())[-1], args.num_gpus)
+    jobs = read_jobs(args)
     for found in checkpoints.values():
         found.prepare(home, dtype)
     hashes = processes.share({flag: found.hash() for flag, found in checkpoints.items() if processes.is_main})
@@ -127,6 +134,7 @@ def open_checkpoints(args: argparse.Namespace) -> dict[str, Checkpoint]:
         pipe = checkpoint.config.pipe_config
         changes: dict[str, Any] = {"num_steps": args.num_steps, "cfg_batch": args.cfg_batch}
         changes["guidance"] = args.guidance if last else pipe.sampler.get("guidance", 4.0)
+        changes |= SAMPLERS[args.sampler] if args.sampler else {}
         if args.distill_steps and (args.command == "text2image" or not last):
             changes |= {"solver": "distilled", "num_steps": args.distill_steps, "guidance": 0.0}
         checkpoint.settings = SamplerSettings.for_pipe(pipe, **changes)
@@ -140,8 +148,10 @@ def read_jobs(args: argparse.Namespace) -> list[argparse.Namespace]:
     items: list[dict[str, Any]] = [{}]
     if args.batch_input_json:
         required = ["prompt"] + ["input_path"] * (args.command == "video2world")
-        items = requests.read_batch(args.batch_input_json, required, suffixes[0])
-    elif not args.prompt and args.command != "video2world":
+        name = f"{args.video_save_folder}/{{}}" if args.family == "predict1" else "output_{}"
+        lines = "--batch_input_path" in args.given
+        items = requests.read_batch(args.batch_input_json, required, suffixes[0], name, lines=lines)
+    elif not args.prompt and not args.subject_name and args.command != "video2world":
         raise ConfigError("--prompt is empty: say what to make")
     jobs = [argparse.Namespace(**{**vars(args), **item}) for item in items]
     for job in jobs:
@@ -158,6 +168,12 @@ def clips_of(job: argparse.Namespace, checkpoints: list[Checkpoint], processes: 
         known = job.command != "text2image" and encoder_of(job, checkpoints[-1]) not in ("tiny", "reason1")
         job.negative_prompt = NEGATIVE_PROMPT if known else ""
     job.prompt, job.negative_prompt = read_prompt(job.prompt), read_prompt(job.negative_prompt) or None
+    if job.subject_name:
+        if isinstance(job.prompt, Path):
+            raise ConfigError(
+                f"--subject_name goes before a prompt of text, and {job.prompt} is an embedding: leave it out"
+            )
+        job.prompt = f"A video of sks {job.subject_name}. {job.prompt}".rstrip()
     job.size = job.size or size_of(made_for.video_size, job.aspect_ratio, job.resolution)
     job.num_frames = 1 if job.command == "text2image" else job.num_frames or made_for.num_frames
     job.fps = job.fps or made_for.fps
@@ -222,5 +238,7 @@ def write(job: argparse.Namespace, frames: np.ndarray, fps: float, content: dict
             Image.fromarray(frames[0]).save(temporary, quality=95)
     else:
         write_video(job.save_path, frames, fps)
+    if job.family == "predict1" and job.command != "text2image":
+        atomic_write_text(job.save_path.with_suffix(".txt"), str(job.prompt))
     requests.write_sidecar(job.save_path, content)
     logger.info("{}: {} frame(s) of {} x {}", job.save_path, *frames.shape[:3])

@@ -15,6 +15,7 @@ COMMANDS = {
 }
 EPILOG = """example:
   python inference/{}.py --dit_path checkpoints/PROJECT/GROUP/NAME --prompt "A robot arm sorts apples."
+Further names of a flag, such as --num_input_frames, are those of Cosmos-Predict1 and NeMo, for their checkpoints.
 Guidance g means x0 = cond + g (cond - uncond): g = 7 is 8 in the other usual convention, g = 0 is none and costs half.
 docs/inference.md says more.
 """
@@ -35,6 +36,54 @@ SWITCHES = {
     "offload_prompt_refiner": "no effect, as above",
     "verbose": "log more, and show the traceback when something fails",
 }
+# What a flag here is called by Cosmos-Predict1 and its forerunner in NeMo.
+PREDICT1_NAMES = {
+    "--dit_path": ("--nemo_checkpoint",),
+    "--input_path": ("--input_image_or_video_path", "--conditioned_image_or_video_path"),
+    "--num_conditional_frames": ("--num_input_frames",),
+    "--batch_input_json": ("--batch_input_path",),
+    "--save_path": ("--video_save_path",),
+    "--num_frames": ("--num_video_frames",),
+    "--num_gpus": ("--num_devices",),
+    "--offload": ("--offload_diffusion_transformer", "--offload_tokenizer"),
+    "--offload_text_encoder": ("--offload_text_encoder_model",),
+    "--offload_guardrail": ("--offload_guardrail_models",),
+    "--disable_prompt_refiner": ("--disable_prompt_upsampler", "--enable_prompt_upsampler"),
+    "--offload_prompt_refiner": ("--offload_prompt_upsampler",),
+    "--checkpoint_dir": ("--cosmos_assets_dir",),
+    "--diffusion_transformer_dir": ("--model",),
+}
+# Flags for its checkpoints alone: what takes their place for others ("": nothing), the default, and what they say.
+_NONE = "no effect: there is none here"
+_ONLY = {
+    "--checkpoint_dir": ("--dit_path", "checkpoints", "where downloads lie"),
+    "--diffusion_transformer_dir": ("--dit_path", "", "folder there with model.pt (published: Cosmos-Predict1-7B-...)"),
+    "--tokenizer_dir": ("--tokenizer_path", "", "folder there of the tokenizer, or 'dct' (default: the checkpoint's)"),
+    "--video_save_folder": ("--save_path", "outputs/", "with --video_save_name in place of --save_path"),
+    "--video_save_name": ("--save_path", "output", "file without .mp4; the prompt goes beside it as .txt"),
+    "--height": ("--size", None, "of the clip (default: the checkpoint's)"),
+    "--width": ("--size", None, "of the clip (default: the checkpoint's)"),
+    "--subject_name": ("--prompt for the whole text", "", "S: the prompt is 'A video of sks S. ' and --prompt"),
+    "--sampler": ("", None, "Euler is Predict1's, RES NeMo's (default: Euler)"),
+    "--cp_size": ("", None, "NeMo: must be --num_gpus, there is no tensor parallel here"),
+    **dict.fromkeys(("--prompt_upsampler_dir", "--guardrail_dir", "--word_limit_to_skip_upsampler"), ("", "", _NONE)),
+}
+ONLY_PREDICT1 = {flag: instead for flag, (instead, _, _) in _ONLY.items()}
+for _flag, _names in PREDICT1_NAMES.items():
+    ONLY_PREDICT1 |= dict.fromkeys(_names, ONLY_PREDICT1.get(_flag, _flag))
+ONLY_PREDICT2 = {
+    **dict.fromkeys(("--model_size", "--dit_path_text2image", "--dit_path_video2world"), "--dit_path"),
+    **dict.fromkeys(("--resolution", "--aspect_ratio"), "--height and --width"),
+    "--distill_steps": "--num_steps",
+}
+
+
+class _Spelled(argparse.Action):
+    """Stores a value (a switch: True), and in `given` the name of the flag that gave it."""
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, True if self.nargs == 0 else values)
+        namespace.given = (*namespace.given, option_string)
 
 
 def build_parser(command: str) -> argparse.ArgumentParser:
@@ -44,10 +93,13 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(f"inference/{command}.py", None, *texts, formatter_class=raw)
     image, video = command == "text2image", command == "video2world"
 
+    place: Any = parser
+
     def add(flag: str, text: str, default: Any = None, when: bool = True, **options: Any) -> None:
         if when:
-            shown = "" if default in (None, "", []) else " (default: %(default)s)"
-            parser.add_argument(flag, help=text + shown, default=default, **options)
+            shown = "" if default is False or default in (None, "", []) else " (default: %(default)s)"
+            names = () if image else PREDICT1_NAMES.get(flag, ())
+            place.add_argument(flag, *names, help=text + shown, default=default, action=_Spelled, **options)
         else:
             parser.set_defaults(**{flag.removeprefix("--"): default})
 
@@ -67,7 +119,10 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     add("--input_path", "image, or video to be continued", "assets/video2world/input0.jpg", video)
     add("--num_conditional_frames", "given frames: 1, or 5 of a video", 1, video, type=whole)
     add("--num_chunks", "chunks of a long video, each continues the last", 1, video, type=whole)
-    add("--batch_input_json", "list of objects with prompt, input_video, output_video or output_image, seed")
+    add(
+        "--batch_input_json",
+        "list of objects with prompt, input_video, output_video or output_image, seed (Predict1: lines)",
+    )
     output = "output/generated_image.jpg" if image else "output/generated_video.mp4"
     add("--save_path", "file to write; every setting goes beside it as .json", output)
     add("--from_sidecar", "take every option from the .json beside a clip; those given here win", metavar="JSON")
@@ -87,8 +142,16 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     kinds = ("float32", "bfloat16")
     add("--dtype", "of the network (default: bfloat16 on a GPU, float32 on a CPU)", choices=kinds)
     for name, text in SWITCHES.items():
-        parser.add_argument(f"--{name}", *["-v"] * (name == "verbose"), action="store_true", help=text)
-    parser.set_defaults(command=command)
+        if name == "verbose":
+            parser.add_argument("-v", "--verbose", action="store_true", help=text)
+        else:
+            add(f"--{name}", text, False, nargs=0)
+    if not image:
+        place = parser.add_argument_group("for checkpoints of Cosmos-Predict1 alone")
+    for flag, (_, default, text) in _ONLY.items():
+        options = {"choices": ("RES", "Euler")} if flag == "--sampler" else {"type": whole} if default is None else {}
+        add(flag, text, default, not image, **options)
+    parser.set_defaults(command=command, given=())
     return parser
 
 

@@ -61,6 +61,8 @@ def status_of(call: Callable[[], int | None], verbose: bool = False) -> int:
 
 def describe(error: BaseException) -> str:
     """Return the message of an error, with its class where that is a failure of another package."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}: activate the environment (source .venv/bin/activate; scripts/setup_env.sh makes it), or INSTALL.md"
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         return f"no such file or folder: {error.filename}"
     if isinstance(error, (CosmosPredictError, *BAD_INPUT)) and str(error):
@@ -70,7 +72,10 @@ def describe(error: BaseException) -> str:
 
 def configure_logging(verbose: bool = False, level: str = "INFO") -> None:
     """Send loguru's messages from `level` on to stderr, a short line each; `verbose` adds debug messages and origins."""
-    from loguru import logger  # lazy: --help does not need it
+    try:
+        from loguru import logger  # lazy: --help does not need it
+    except ModuleNotFoundError as error:  # the first package that a command needs
+        sys.exit(f"error: {describe(error)}")
 
     origin = " | {name}:{line}" if verbose else ""
     logger.remove()

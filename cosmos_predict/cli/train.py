@@ -22,6 +22,7 @@ examples:
   torchrun --nproc_per_node=8 -m train --config cosmos_predict/config/default.py -- experiment=NAME
   WORLD_SIZE=8 python -m train --dryrun -- experiment=NAME
   python -m train --config checkpoints/PROJECT/GROUP/NAME/config.yaml -- trainer.max_iter=5000
+  torchrun --nproc_per_node=8 -m train --yes --factory cosmos_diffusion_7b_text2world_finetune data.path=DIR
 
 A run writes to checkpoints/PROJECT/GROUP/NAME ($OUTPUT_ROOT replaces `checkpoints`) and resumes what it finds there.
 """
@@ -39,13 +40,26 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dryrun", action="store_true", help=dryrun)
     allow = "let --config FILE.yaml name callables of this package"
     add("--allow", metavar="PACKAGE", action="append", default=[], help=allow)
+    add("--factory", metavar="NAME", help="the same as experiment=NAME; NeMo's keys are taken with either")
+    add("--yes", action="store_true", help="accepted: nothing is asked")
     add("-v", "--verbose", action="store_true", help="log more, and show the traceback when something fails")
     add("overrides", nargs="*", help=argparse.SUPPRESS)
     return parser
 
 
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line, `--factory NAME` as the override `experiment=NAME`."""
+    parser = build_parser()
+    args = parser.parse_intermixed_args(argv)  # overrides may stand among options
+    if args.factory:
+        if any(override.startswith("experiment=") for override in args.overrides):
+            parser.error(f"--factory {args.factory} and experiment=NAME say the same: give one")
+        args.overrides.insert(0, f"experiment={args.factory}")
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+    args = parse_arguments(argv)
     configure_logging(args.verbose)
     if args.list:
         sys.exit(status_of(list_experiments, args.verbose))

@@ -25,6 +25,8 @@ OnStep = Callable[[int, Tensor, Tensor], None]
 Spread = Callable[[Callable[[int], Tensor], int], list[Tensor]]
 # Up to this many tokens both guidance branches share one batch: the matrices of one branch do not fill a GPU yet.
 BATCHED_GUIDANCE_TOKENS = 8192
+# Predict1's own sampler and that of its forerunner in NeMo, by their published names.
+SAMPLERS = {"Euler": {"solver": "euler", "sigma_min": 0.0002}, "RES": {"solver": "2ab", "sigma_min": 0.002}}
 
 
 @configurable
@@ -55,7 +57,7 @@ class SamplerSettings:
     def for_family(cls, family: str) -> SamplerSettings:
         """Return the published defaults: Predict1's own Euler, Predict2's 2ab, Predict2.5's UniPC."""
         if family == "predict1":
-            return cls(solver="euler", sigma_min=0.0002)
+            return cls(**SAMPLERS["Euler"])
         return cls(solver="unipc", timestep_bins=1000) if family == "predict2.5" else cls()
 
     @classmethod

@@ -106,11 +106,12 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Tell what `dit_path` is; reads names and configurations only.
 
-    dit_path: a run folder (its newest complete iteration), a file inside one (its `config.yaml` says the rest), or any
-    other `.pt`, `.safetensors` or diffusers folder, whose family, size and task are told from its tensors. config: the
-    `config.yaml` of its run, for a file that was moved away. tokenizer_path: weights of the video tokenizer, or a name
-    ("dct"); by default what the config says, or `tokenizer/` beside a published file. lora_paths: see `adapter_folder`.
-    With adapters `load_ema` means theirs; the base's weights are those that they were trained beside.
+    dit_path: a run folder (its newest complete iteration), a file inside one or copied out of one together with its
+    `config.yaml` (which says the rest), or any other `.pt`, `.safetensors` or diffusers folder, whose family, size
+    and task are told from its tensors. config: the `config.yaml` of its run, for a file that was moved away.
+    tokenizer_path: weights of the video tokenizer, or a name ("dct"); by default what the config says, or
+    `tokenizer/` beside a published file. lora_paths: see `adapter_folder`. With adapters `load_ema` means theirs; the
+    base's weights are those that they were trained beside.
 
     Raises FileNotFoundError, CheckpointError or ConfigError saying what is missing.
     """
@@ -119,7 +120,8 @@ def read_checkpoint(
     ema = any(base.endswith("#ema") for base in bases) if loras else load_ema
     path = published_file(dit_path, ema)
     run = find_run_folder(path)
-    config = config or (run.root / "config.yaml" if run else "")
+    beside = (path if path.is_dir() else path.parent) / "config.yaml"
+    config = config or (run.root / "config.yaml" if run else beside if beside.is_file() else "")
     model, clip = _from_config(Path(config)) if config else _from_published(path)
     if tokenizer_path in TOKENIZERS and tokenizer_path != model.pipe_config.tokenizer.name:
         model.pipe_config.tokenizer = TokenizerConfig(tokenizer_path)  # options belong to the other one
@@ -135,9 +137,14 @@ def _from_config(file: Path) -> tuple[ModelConfig, ClipSize]:
     dataset = config.dataloader_train.dataset
     model = instantiate(config.model.config)
     model.loss_add_logvar = False  # the log-variance head weighs training losses only
-    size = dataset.get("video_size") or clip_for(model.pipe_config.family, "video2world").video_size
-    frames, fps = int(dataset.get("num_frames") or 1), float(dataset.get("fps") or 16.0)
-    return model, ClipSize(frames, (int(size[0]), int(size[1])), fps)
+    made_for = clip_for(model.pipe_config.family, "video2world")
+    size, frames = dataset.get("video_size"), dataset.get("num_frames", 1)
+    if frames is None and Path(dataset.dataset_dir).is_dir():  # a cache of latents, which says it itself
+        made = instantiate(dataset)
+        size, frames = made.video_size, made.num_frames
+    height, width = size or made_for.video_size
+    fps = float(dataset.get("fps") or made_for.fps)
+    return model, ClipSize(int(frames or made_for.num_frames), (int(height), int(width)), fps)
 
 
 def _from_published(path: Path) -> tuple[ModelConfig, ClipSize]:
@@ -165,6 +172,9 @@ def _from_published(path: Path) -> tuple[ModelConfig, ClipSize]:
         pipe.sigma_conditional = 1e-4
         pipe.sampler = {"shift": None, "sigma_min": 0.01, "sigma_max": 200.0}
     beside = path.parent / "tokenizer"
-    places = [beside / "tokenizer.pth", beside, *([Path(published_files(found.name)[1])] if found.name else [])]
+    places = [beside / "tokenizer.pth", beside]
+    if found.name or found.family == "predict1":
+        published = Path(published_files(found.name or "predict1_7b_text2world")[1])
+        places += [path.parent.parent / published.name, published]  # Predict1's lie side by side, in any folder
     pipe.tokenizer.path = next((str(place) for place in places if place.exists()), "")
     return ModelConfig(pipe_config=pipe), clip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,20 @@ ITEM_KEYS = {
 }
 
 
-def read_batch(path: str | Path, required: Iterable[str], suffix: str) -> list[dict[str, Any]]:
+def read_batch(
+    path: str | Path, required: Iterable[str], suffix: str, stem: str = "output_{}", *, lines: bool = False
+) -> list[dict[str, Any]]:
     """Return the options of every item of a batch file, a JSON list of objects with keys of `ITEM_KEYS`.
 
-    required: options that every item must have; save_path is `output_INDEX` + suffix where an item has none.
+    required: options that every item must have; save_path is `stem` with the index in it + suffix where an item has none.
+    lines: one object per line (JSON Lines) instead of a list.
     Raises DataError showing the line of what is wrong, FileNotFoundError for no file.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no batch file {path}: expected a JSON list of objects")
+        raise FileNotFoundError(
+            f"no batch file {path}: expected {'an object per line' if lines else 'a JSON list of objects'}"
+        )
     text = path.read_text(encoding="utf-8")
 
     def wrong(position: int, what: str) -> DataError:
@@ -38,17 +43,31 @@ def read_batch(path: str | Path, required: Iterable[str], suffix: str) -> list[d
         line = (text.splitlines() or [""])[number - 1].strip()
         return DataError(f"{path}, line {number}: {what}\n  {line[:160]}")
 
-    try:
-        items = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise wrong(min(error.pos, len(text.rstrip()) - 1), f"no valid JSON: {error.msg}") from None
-    if not isinstance(items, list) or not items:
-        raise wrong(0, 'expected a list of objects, [{"prompt": ...}, ...]')
+    def parse(part: str, start: int = 0) -> Any:
+        try:
+            return json.loads(part)
+        except json.JSONDecodeError as error:
+            raise wrong(start + min(error.pos, len(part.rstrip()) - 1), f"no valid JSON: {error.msg}") from None
+
+    def of_lines() -> Iterator[tuple[int, Any]]:
+        start = 0
+        for line in text.split("\n"):
+            if line.strip():
+                yield start, parse(line, start)
+            start += len(line) + 1
+
+    def of_list() -> Iterator[tuple[int, Any]]:
+        items = parse(text)
+        if not isinstance(items, list) or not items:
+            raise wrong(0, 'expected a list of objects, [{"prompt": ...}, ...]')
+        position = text.index("[") + 1
+        for item in items:
+            position += len(text[position:]) - len(text[position:].lstrip(" \t\r\n,"))
+            yield position, item
+            position = json.JSONDecoder().raw_decode(text, position)[1]
+
     found: dict[Path, dict[str, Any]] = {}
-    position = text.index("[") + 1
-    for index in range(len(items)):
-        position += len(text[position:]) - len(text[position:].lstrip(" \t\r\n,"))
-        item, end = json.JSONDecoder().raw_decode(text, position)
+    for index, (position, item) in enumerate(of_lines() if lines else of_list()):
         if not isinstance(item, dict):
             raise wrong(position, f"item {index} is no object")
         if unknown := [key for key in item if key not in ITEM_KEYS]:
@@ -57,7 +76,10 @@ def read_batch(path: str | Path, required: Iterable[str], suffix: str) -> list[d
                 text.index(f'"{unknown[0]}"', position),
                 f"unknown key {unknown[0]!r}; did you mean {' or '.join(near)}?",
             )
-        options = {"save_path": f"output_{index}{suffix}", **{ITEM_KEYS[key]: value for key, value in item.items()}}
+        options = {
+            "save_path": stem.replace("{}", str(index)) + suffix,
+            **{ITEM_KEYS[key]: value for key, value in item.items()},
+        }
         for name in {*options, *required}:
             kind = int if name == "seed" else str
             if not isinstance(options.get(name), kind) or (name in required and not options[name]):
@@ -65,7 +87,8 @@ def read_batch(path: str | Path, required: Iterable[str], suffix: str) -> list[d
                 raise wrong(position, f"item {index}: {key} is {options.get(name)!r}, expected {kind.__name__}")
         if found.setdefault(sidecar_path(options["save_path"]), options) is not options:
             raise wrong(position, f"item {index} writes {options['save_path']}, as an item before it does")
-        position = end
+    if not found:
+        raise wrong(0, 'no items; expected a line {"prompt": ...} for each')
     return list(found.values())
 
 

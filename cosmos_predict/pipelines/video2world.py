@@ -50,7 +50,10 @@ def check_input(path: str | Path, count: int) -> None:
         raise DataError(f"no input at {path}: expected an image or a video (--input_path, input_video)")
     if video_reader.is_video(path):
         if (total := video_reader.probe(path).frames) < count:
-            raise DataError(f"{path} has {total} frames, num_conditional_frames={count} needs at least as many")
+            advice = "give a longer video, or fewer (--num_conditional_frames, --num_input_frames)"
+            raise DataError(
+                f"{path} has {total} frames, num_conditional_frames={count} needs at least as many: {advice}"
+            )
     elif not video_reader.is_image(path):
         known = ", ".join((*video_reader.VIDEO_SUFFIXES, *video_reader.IMAGE_SUFFIXES))
         raise DataError(f"{path}: neither an image nor a video by its name; expected one of {known}")
@@ -159,10 +162,12 @@ def sample_clip(
     negative_text: Tensor | None = None,
     fps: float = 16.0,
     settings: SamplerSettings | None = None,
+    augment_noise: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
     """Return a clean latent like `noise` (unit normal `(1, C, T, h, w)` float32) that starts with the latents `given`
-    `(1, C, t, h, w)`. options: of `models.sampling.sample`; the rest is as in `generate`.
+    `(1, C, t, h, w)`. augment_noise: what Predict1 adds, times its tiny augment sigma, to the given frames, the same at
+    every step (default: `noise`). options: of `models.sampling.sample`; the rest is as in `generate`.
     """
     device, frames = noise.device, noise.shape[2]
     count = 0 if given is None else given.shape[2]
@@ -177,9 +182,8 @@ def sample_clip(
         data_type="video" if frames > 1 else "image",
     )
     if model.takes_frames and frames > 1:
-        # Predict1 adds the noise, times its tiny augment sigma, to the given frames.
         mask = first_frames_mask([count], frames).to(device)
-        condition.frames = GivenFrames(latent, mask, augment_noise=noise)
+        condition.frames = GivenFrames(latent, mask, augment_noise=noise if augment_noise is None else augment_noise)
     settings = settings or SamplerSettings.for_pipe(model.config.pipe_config)
     sampled = sample(model, noise, condition, settings, **options)
     sampled[:, :, :count] = latent[:, :, :count]  # Predict1's solver leaves a trace of its own noise there

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -62,6 +64,14 @@ def test_errors_become_a_message_and_a_status(
 )
 def test_bad_input_is_told_without_a_class(error: Exception, told: str) -> None:
     assert describe(error) == told
+
+
+def test_a_missing_package_points_to_the_environment() -> None:
+    command = (
+        "import sys; sys.modules['loguru'] = None; from cosmos_predict.cli.curate import main; main(['check', 'x'])"
+    )
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert done.returncode == 1 and "source .venv/bin/activate" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_system_errors_name_the_file(capsys: pytest.CaptureFixture[str]) -> None:

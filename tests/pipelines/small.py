@@ -7,11 +7,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cosmos_predict.checkpoint.run_folder import RunFolder
 from cosmos_predict.config.compose import compose
 from cosmos_predict.config.files import save_config
 from cosmos_predict.config.lazy import instantiate
 from cosmos_predict.data import video_reader
 from cosmos_predict.networks.dit import DiT, build_dit
+from cosmos_predict.training.trainer import Trainer
+
+
+def train_predict1(root: Path, experiment: str, *overrides: str, data: str = "data=synthetic") -> RunFolder:
+    """Train a published Predict1 experiment, its debug form, on generated clips or on `data`; return its folder."""
+    given = [f"experiment={experiment}", data, "debug=true", "trainer.max_iter=2", "optimizer.lr=0.02"]
+    config = compose([*given, "scheduler.warm_up_steps=[0]", f"job.root={root}", *overrides], report=[])
+    config.validate()
+    config.freeze()
+    trainer = Trainer(config, device="cpu")
+    trainer.train()
+    return trainer.folder
 
 
 def write_run(root: Path, *, num_frames: int = 9, channels: str = "", family: str = "predict2") -> Path:
