@@ -1,11 +1,13 @@
-"""Datasets for any experiment: `data=` video_folder, image_folder, images_and_videos, latent_cache, synthetic.
+"""Datasets for any experiment: `data=` video_folder, bridge, image_folder, images_and_videos, latent_cache, nemo_cache,
+synthetic. `val=video_folder`: clips of another folder to validate on.
 
-`val=video_folder`: clips of another folder to validate on.
-
-The size of the samples stays the experiment's; so do its frames, but for images.
+The size of the samples stays the experiment's; so do its frames, but for images. Pixels bring the tokenizer where the
+experiment leaves it out.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from cosmos_predict.config.lazy import LazyCall as L
 from cosmos_predict.config.lazy import LazyDict
@@ -46,6 +48,13 @@ def image_folder() -> LazyDict:
     )
 
 
+def bridge() -> LazyDict:
+    """Episodes of a robot arm; the text is each one's instruction."""
+    return L("cosmos_predict.data.bridge.BridgeInstructionDataset")(
+        **SIZES, dataset_dir="datasets/bridge", split="train", fit="crop", seed="${trainer.seed}", text_encoder=None
+    )
+
+
 def images_and_videos() -> LazyDict:
     """Micro-batches of images and of videos in turn; sizes are set once, beside `parts`."""
     videos, images, top = video_folder(), image_folder(), "dataloader_train.dataset"
@@ -67,8 +76,23 @@ def latent_cache() -> LazyDict:
     )
 
 
-for make in (synthetic, video_folder, image_folder, images_and_videos, latent_cache):
-    register_choice("data", make.__name__, make)
+def nemo_cache() -> LazyDict:
+    """Cosmos-1.0's cached clips or instructions, as `scripts/prepare_dataset.py` writes them."""
+    return L("cosmos_predict.data.nemo_cache.NemoCacheDataset")(
+        **SIZES, dataset_dir="video_dataset_cached", seed="${trainer.seed}"
+    )
+
+
+def with_tokenizer(make: Callable[[], LazyDict], needed: bool) -> LazyDict:
+    choice = make()
+    choice["_with_"] = {"model": {"with_tokenizer": needed}}
+    return choice
+
+
+register_choice("data", "latent_cache", latent_cache)  # it keeps what the experiment says
+register_choice("data", "nemo_cache", lambda: with_tokenizer(nemo_cache, False))
+for make in (synthetic, video_folder, bridge, image_folder, images_and_videos):
+    register_choice("data", make.__name__, lambda make=make: with_tokenizer(make, True))
 
 
 def held_out() -> LazyDict:

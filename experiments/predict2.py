@@ -146,6 +146,7 @@ def agibot(size: str, resolution: str = "720p", fps: str = "16fps", suffix: str 
         loader(folder(f"datasets/{data}/{part}", frames, video_size), num_workers=4) for part in ("train", "val")
     )
     base = published_files(f"predict2_{size}_video2world")[0].rpartition("/")[0]
+    # 14B keeps CP 8 at 480p: whole clips would take 40 GiB of activations beside 36 of state, more than 80 GB (forecast).
     changes: dict[str, Any] = {"context": 1} if (size, resolution) == ("2b", "480p") else {}
     if suffix and size == "14b":
         changes["shard"] = 8

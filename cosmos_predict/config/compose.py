@@ -16,6 +16,7 @@ from cosmos_predict.config import default, registry
 from cosmos_predict.config.debug import fit_ranks, launched_ranks
 from cosmos_predict.config.files import load_config, to_plain
 from cosmos_predict.config.lazy import lazy_dict
+from cosmos_predict.config.nemo_keys import KEYS, translate
 from cosmos_predict.config.overrides import apply_leaf, parse_overrides
 from cosmos_predict.config.schema import Config, config_tree, from_tree
 from cosmos_predict.config.tree import Tree, changes, merge, to_tree
@@ -31,7 +32,7 @@ def compose(
     allow: Sequence[str] = (),
     report: list[str] | None = None,
 ) -> Config:
-    """Compose a config, resolved and typed, neither validated nor frozen.
+    """Compose a config, resolved and typed, neither validated nor frozen. `overrides` may have NeMo's keys (`nemo_keys.py`).
 
     `config_path`: a `.py` file with `make_config()` (None: the default one), or a saved `config.yaml`, for which
     `allow` names packages whose callables it may name. `report` receives a line for each change that `debug=true` made
@@ -63,11 +64,12 @@ def compose(
         registry.apply_choice(tree, group, name)
     if parsed.debug:
         tree = _apply_debug(tree, lines)
-    for leaf in parsed.leaves:
-        apply_leaf(tree, leaf, groups)
+    leaves = translate(parsed.leaves, tree)
+    for leaf in leaves:
+        apply_leaf(tree, leaf, {*groups, *KEYS})
     config = from_tree(Config, _resolve(tree))
     if parsed.debug:
-        fit_ranks(config, [leaf.key for leaf in parsed.leaves], lines, launched_ranks() or 1)
+        fit_ranks(config, [leaf.key for leaf in leaves], lines, launched_ranks() or 1)
     if report is None:
         for line in lines[start:]:
             print(line, file=sys.stderr)

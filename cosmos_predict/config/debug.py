@@ -6,6 +6,7 @@ the frames and heads that the run will have. What a leaf of the command line set
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -18,7 +19,7 @@ from cosmos_predict.errors import ConfigError
 LATENT_CHANNELS = 16
 HEADS = 8
 FRAMES = 5  # 2 latent frames
-TEMPORAL = 4  # frames that the DCT tokenizer makes one of
+TEMPORAL, SPATIAL = 4, 8  # frames, and pixels of a side, that the DCT tokenizer makes one of
 
 
 def shrink(config: DictConfig, _report: list[str]) -> None:
@@ -41,6 +42,11 @@ def shrink(config: DictConfig, _report: list[str]) -> None:
         if loader is None or loader.get("dataset") is None:
             continue
         loader.update({"batch_size": 1, "num_workers": 0, "pin_memory": False})
+        if str(loader.dataset._target_).endswith("NemoCacheDataset"):  # latents have the size that they have
+            loader.dataset.update({"num_frames": None, "video_size": None})
+            pipe.tokenizer.options = {"channels": LATENT_CHANNELS, "temporal": 8}  # what prepared them, without weights
+            config.model_parallel.sequence_parallel = False  # their frames' tokens may be of any number
+            continue
         if loader.dataset.get("num_frames", 1) > 1:
             loader.dataset.num_frames = FRAMES
         loader.dataset.video_size = [48, 64]
@@ -65,12 +71,16 @@ def fit_ranks(config: Config, kept: Collection[str], report: list[str], world: i
     the global batch up to a multiple of micro batch x data-parallel ranks. What `kept` names stays, with all below it.
     Say which folders are read: the dataset is the experiment's.
 
-    Tensor divides the heads too, context heads and latent frames (a single image is never divided).
+    Tensor divides the heads too, and with sequence parallelism the tokens of a frame; context what that leaves of the heads,
+    and latent frames (a single image is never divided).
     """
     sizes, options = config.model_parallel, (config.model or {}).get("config") or {}
     loader, total = config.dataloader_train or {}, config.trainer.global_batch_size
-    heads = int(((options.get("pipe_config") or {}).get("net") or {}).get("num_heads") or 0)
-    frames = int((loader.get("dataset") or {}).get("num_frames") or 1)
+    net, dataset = (options.get("pipe_config") or {}).get("net") or {}, loader.get("dataset") or {}
+    heads, frames = int(net.get("num_heads") or 0), int(dataset.get("num_frames") or 1)
+    patch, tokens = SPATIAL * int(net.get("patch_spatial") or 2), 0
+    if sizes.sequence_parallel:
+        tokens = math.prod(int(side) // patch for side in dataset.get("video_size") or [0])
     latents = (frames - 1) // TEMPORAL + 1 if frames > 1 else 0
 
     def free(key: str) -> bool:
@@ -90,7 +100,7 @@ def fit_ranks(config: Config, kept: Collection[str], report: list[str], world: i
     for name in ("dataloader_train", "dataloader_val"):
         if folder := ((getattr(config, name) or {}).get("dataset") or {}).get("dataset_dir"):
             report.append(f"debug: {name} reads {folder} (data=synthetic replaces it)")
-    tensor = lower(sizes, "model_parallel.tensor_model_parallel_size", processes=world, heads=heads)
+    tensor = lower(sizes, "model_parallel.tensor_model_parallel_size", processes=world, heads=heads, tokens=tokens)
     rest = {"processes": max(world // tensor, 1)}
     shared = {"heads": heads // tensor, "latent_frames": latents}
     context = lower(sizes, "model_parallel.context_parallel_size", **rest, **shared)

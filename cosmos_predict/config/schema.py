@@ -52,6 +52,7 @@ class JobConfig(Freezable):
     project: str = ""
     group: str = ""
     name: str = ""
+    root: str | None = None  # the folder of all runs; null: $OUTPUT_ROOT, else `checkpoints`
     experiment: str | None = None  # the registered experiment that the config was composed from
     debug: bool = False  # composed with debug=true
 
@@ -62,8 +63,8 @@ class JobConfig(Freezable):
 
     @property
     def path_local(self) -> str:
-        """The run folder: `$OUTPUT_ROOT/project/group/name`, under `checkpoints` where the variable is not set."""
-        return f"{os.environ.get('OUTPUT_ROOT') or 'checkpoints'}/{self.path}"
+        """The run folder, `ROOT/project/group/name`."""
+        return f"{self.root or os.environ.get('OUTPUT_ROOT') or 'checkpoints'}/{self.path}"
 
 
 @attrs.define(slots=False, on_setattr=attrs.setters.NO_OP)

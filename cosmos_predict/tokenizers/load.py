@@ -51,6 +51,9 @@ def build_tokenizer(
         near = difflib.get_close_matches(name, TOKENIZERS, 3, 0.4)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         known = ", ".join(TOKENIZERS)
+        if "/" in name:
+            fetch = "scripts/download_checkpoints.py fetches the published ones"
+            raise ConfigError(f"no tokenizer at {name}: expected a file, a folder or one of {known}; {fetch}")
         raise ConfigError(f"unknown tokenizer {name!r}: expected a file, a folder or one of {known}{hint}")
     kind, defaults = TOKENIZERS[name]
     return _construct(kind, {**defaults, **options}, device, dtype)

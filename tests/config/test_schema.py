@@ -20,6 +20,8 @@ def test_path_local_follows_output_root(monkeypatch):
     assert (config.job.path, config.job.path_local) == ("p/g/n", "checkpoints/p/g/n")
     monkeypatch.setenv("OUTPUT_ROOT", "/data/runs")
     assert config.job.path_local == "/data/runs/p/g/n"
+    config.job.root = "mine"  # told by the run itself
+    assert config.job.path_local == "mine/p/g/n"
 
 
 def test_freeze_is_recursive():

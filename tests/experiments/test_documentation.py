@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cosmos_predict.config.compose import compose
+from cosmos_predict.config.nemo_keys import KEYS
 from cosmos_predict.config.registry import list_experiments
 
 REPOSITORY = Path(__file__).parents[2]
@@ -17,7 +18,15 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 SECTIONS = ("job", "model", "optimizer", "scheduler", "dataloader_train", "dataloader_val", "trainer", "model_parallel")
 OVERRIDE = re.compile(rf"^(?:(?:{'|'.join(SECTIONS)}|checkpoint)\.[\w.]+|data|val|text|optimizer|callbacks|debug)=\S")
 # The pages of this area; others' pages are held to the same where they name experiments.
-GUIDES = ("configuration.md", "parallelism.md", "post_training_video2world.md")
+GUIDES = {  # and how many overrides each tells at least
+    "configuration.md": 5,
+    "parallelism.md": 5,
+    "post_training_video2world.md": 5,
+    "post_training_text2world.md": 5,
+    "post_training_video2world_predict1.md": 1,
+    "instruction_control.md": 5,
+    "coming_from_nemo.md": 5,
+}
 
 
 def expand(name: str) -> list[str]:
@@ -29,7 +38,11 @@ def expand(name: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_experiments_that_are_named_exist(page: Path) -> None:
     known, text = {name for name, _ in list_experiments()}, page.read_text()
-    named = re.findall(r"(?:experiment=|EXP=|^\| `)(predict[12]_[\w{},]+|tiny_\w+)", text, re.MULTILINE)
+    named = re.findall(
+        r"(?:experiment=|EXP=|--factory |^\| `)((?:predict[12]_|text2world_|video2world_|cosmos_)[\w{},]+|tiny_\w+)",
+        text,
+        re.MULTILINE,
+    )
     assert [name for each in named for name in expand(each) if name not in known] == []
 
 
@@ -39,8 +52,8 @@ def test_overrides_that_are_told_compose(name: str) -> None:
     spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text) + [
         line for line in text.splitlines() if line.startswith("    ")
     ]
-    told = [word for span in spans if "=" in span for word in words(span) if OVERRIDE.match(word)]
-    assert len(told) >= 5
+    told = [word for span in spans if "=" in span for word in words(span) if is_override(word)]
+    assert len(told) >= GUIDES[name]
     for override in told:
         if not re.search(r"=(?:[A-Z]+|[a-z])?$|=\.\.\.|\.\.\.$|\)$", override):  # placeholders
             experiment = "predict2_video2world_training_2b_cosmos_nemo_assets"
@@ -48,6 +61,10 @@ def test_overrides_that_are_told_compose(name: str) -> None:
             extra += ["data=latent_cache"] if "cache_dir" in override else []
             extra += ["optimizer=adamw_bf16"] if "optimizer.moments" in override else []
             compose([f"experiment={experiment}", *extra, override], report=[])
+
+
+def is_override(word: str) -> bool:
+    return OVERRIDE.match(word) is not None or word.partition("=")[0] in KEYS
 
 
 def words(span: str) -> list[str]:
