@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import fcntl
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from cosmos_predict.curate.stage import Clip, Video, Window
 from cosmos_predict.curate.storage import DATASET, Store
 from cosmos_predict.errors import ConfigError, CorruptFileError
 from cosmos_predict.io.embedding_index import EMBEDDING_SUFFIXES
+from cosmos_predict.io.lock import hold
 
 FOLDER = "processed_videos"
 OWN_KEYS = {"video", "video_uuid", "status", "num_total_clips", "num_clip_chunks", "error", "attempts", "clips"}
@@ -72,15 +72,9 @@ class Records:
 
         Raises ConfigError where another process has the lock.
         """
-        self.work.parent.mkdir(parents=True, exist_ok=True)
         crash, handled = self.work.with_suffix(".crash"), faulthandler.is_enabled()
-        with self.work.with_suffix(".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ConfigError(
-                    f"{self.output.root}: another process works on it; wait, or give each its --shard"
-                ) from error
+        refusal = f"{self.output.root}: another process works on it; wait, or give each its --shard"
+        with hold(self.work.with_suffix(".lock"), refusal):
             crashed = crash.is_file() and crash.stat().st_size
             for video in videos:
                 if crashed and video.scratch.is_dir():

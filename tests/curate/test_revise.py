@@ -155,7 +155,7 @@ def test_dedup_rejects_what_repeats(tmp_path: Path) -> None:
 def test_features_tell_clips_apart() -> None:
     first, same, other = shot(1, 16, moving=True), shot(1, 16, moving=True) // 2, shot(2, 16, moving=True)
     rows = [frame_features(frames[::2]) for frames in (first, same, other, 0 * first, 0 * other)]
-    assert all(row.shape == (2, 281) and np.allclose(np.linalg.norm(row, axis=1), 1, atol=1e-5) for row in rows)
+    assert all(row.shape == (3, 281) and np.allclose(np.linalg.norm(row, axis=1), 1, atol=1e-5) for row in rows)
     found = repeats(zip("abcde", rows, strict=True), 0.95)
     assert {name: other for name, (other, _) in found.items()} == {"b": "a", "e": "d"}
 
