@@ -79,7 +79,10 @@ def latent_cache() -> LazyDict:
 def nemo_cache() -> LazyDict:
     """Cosmos-1.0's cached clips or instructions, as `scripts/prepare_dataset.py` writes them."""
     return L("cosmos_predict.data.nemo_cache.NemoCacheDataset")(
-        **SIZES, dataset_dir="video_dataset_cached", seed="${trainer.seed}"
+        **SIZES,
+        dataset_dir="video_dataset_cached",
+        seed="${trainer.seed}",
+        tokenizer="${model.config.pipe_config.tokenizer}",
     )
 
 

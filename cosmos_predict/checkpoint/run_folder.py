@@ -11,24 +11,18 @@ checkpoints/iter_000000500_reg_model.pt     published form (layout `predict1`; i
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
 import shutil
-import weakref
 from pathlib import Path
 from typing import IO, Any
 
 from cosmos_predict.checkpoint.nemo import find_checkpoint
 from cosmos_predict.errors import CheckpointError, ConfigError
-from cosmos_predict.io.atomic import make_folder
+from cosmos_predict.io.lock import hold
 
 STATE_PARTS = ("optim", "scheduler", "trainer")
 _ITERATION = re.compile(r"iter_(\d{9})$")
-_LOCKS: weakref.WeakSet[IO[str]] = weakref.WeakSet()  # those that this process holds
-# A forked child would hold them on after the death of its parent. No LOCK_UN, which would take them from the parent.
-os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _LOCKS])
 
 
 class RunFolder:
@@ -73,17 +67,8 @@ class RunFolder:
                 f"{self.root} holds a run of the published trainer, which cannot be continued here: start from it with "
                 f"checkpoint.load_path={self.root} and another job.name"
             )
-        make_folder(self.root)
-        lock = (self.root / ".lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            raise ConfigError(
-                f"{self.root} is held by a run that is still alive; wait for it, or choose another job.name"
-            ) from error
-        self._lock = lock
-        _LOCKS.add(lock)
+        held = f"{self.root} is held by a run that is still alive; wait for it, or choose another job.name"
+        self._lock = hold(self.root / ".lock", held)
         for left in (*self.root.glob(".*.tmp"), *self.checkpoints.rglob(".*.tmp")):
             shutil.rmtree(left, ignore_errors=True)
 

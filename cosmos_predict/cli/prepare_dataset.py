@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TOKENIZER = "nvidia/Cosmos-1.0-Tokenizer-CV8x8x8"
 LOCAL = ("Cosmos-Tokenize1-CV8x8x8-720p", TOKENIZER)  # in checkpoints/: that of the experiments, that of Cosmos-1.0
+PATCH = 2  # latent pixels of a side that a published network makes one token of
 DESCRIPTION = """Encode windows of {of}, to 0.video_latent.pth, 0.conditioning_latent.pth, 0.t5_text_embeddings.pth,
 0.t5_text_mask.pth, 0.info.json, 1.video_latent.pth, ... Whole samples that are there are kept, so an interrupted run is
 resumed by running it again."""
@@ -83,6 +84,10 @@ def prepare(args: argparse.Namespace) -> int:
     dtype = args.dtype or ("bfloat16" if device != "cpu" and source != "dct" else "float32")
     tokenizer = load_tokenizer(source, device=device, dtype=getattr(torch, dtype), **options)
     shape = latent_shape(tokenizer, args.num_frames, args.height, args.width)
+    step = PATCH * tokenizer.spatial_compression_factor
+    if args.height % step or args.width % step:
+        need = f"the published networks need multiples of {step}, and cannot be trained on this cache"
+        print(f"warning: --height {args.height} --width {args.width}: {need}", file=sys.stderr)
     print(f"{len(chunks)} windows, latents {' x '.join(map(str, shape))}, tokenizer {source}", file=sys.stderr)
     names = ("num_frames", "height", "width", "fit", "num_chunks", "seed", "prompt", "text_dtype")
     settings = {name: getattr(args, name) for name in names} | {"conditioning_latent": not args.no_conditioning_latent}
@@ -140,7 +145,13 @@ def convert(argv: Sequence[str] | None = None) -> NoReturn:
 
     def body(args: argparse.Namespace) -> None:
         from cosmos_predict.data.convert_cache import convert_cache
+        from cosmos_predict.data.latent_cache import INDEX_NAME, read_index
 
-        print(f"{args.target}: {convert_cache(args.source, args.target)} windows of {args.source}")
+        windows, words = convert_cache(args.source, args.target), [f"data=nemo_cache data.path={args.target}"]
+        if (args.target / INDEX_NAME).is_file():
+            key, words = read_index(args.target)["key"], [f"data=latent_cache data.path={args.target}"]
+            same = {name: key[name] for name in ("fit", "fps") if key[name] is not None}
+            words += [f"dataloader_train.dataset.{name}={value}" for name, value in same.items()]
+        print(f"{args.target}: {windows} windows of {args.source}; train with: {' '.join(words)}")
 
     run_program(body, parser, argv)

@@ -42,8 +42,8 @@ def shrink(config: DictConfig, _report: list[str]) -> None:
         if loader is None or loader.get("dataset") is None:
             continue
         loader.update({"batch_size": 1, "num_workers": 0, "pin_memory": False})
-        if str(loader.dataset._target_).endswith("NemoCacheDataset"):  # latents have the size that they have
-            loader.dataset.update({"num_frames": None, "video_size": None})
+        if str(loader.dataset._target_).endswith("NemoCacheDataset"):  # latents are as they are
+            loader.dataset.update({"num_frames": None, "video_size": None, "tokenizer": None})
             pipe.tokenizer.options = {"channels": LATENT_CHANNELS, "temporal": 8}  # what prepared them, without weights
             config.model_parallel.sequence_parallel = False  # their frames' tokens may be of any number
             continue

@@ -153,6 +153,8 @@ def _checked(tree: Tree, old: Any, leaf: Leaf, groups: Collection[str]) -> Any:
         or (isinstance(old, list) and not isinstance(new, (list, NoneType)) and "a list ([a,b])")
         or (isinstance(old, bool) and not isinstance(new, (bool, NoneType)) and "true or false")
         or (number and isinstance(new, (bool, str, list)) and "a number")
+        # Elsewhere None may mean something.
+        or (number and new is None and leaf.key.startswith("optimizer.") and "a number")
     )
     if wrong:
         raise ConfigError(f"{leaf.key}={leaf.text if leaf.text is not None else new}: expected {wrong}, as {old!r} is")

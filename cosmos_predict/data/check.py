@@ -24,7 +24,7 @@ from cosmos_predict.data.bad_items import label
 from cosmos_predict.data.image_folder import ImageFolderDataset
 from cosmos_predict.data.latent_cache import LatentCacheDataset, read_index
 from cosmos_predict.data.multiview import MultiviewDataset
-from cosmos_predict.data.nemo_cache import LATENT, NemoCacheDataset, list_samples
+from cosmos_predict.data.nemo_cache import LATENT, NemoCacheDataset
 from cosmos_predict.data.video_folder import VideoFolderDataset
 from cosmos_predict.errors import CosmosPredictError, DataError
 from cosmos_predict.io import embedding_index
@@ -108,6 +108,11 @@ def _datasets(folder: Path, num_frames: int | None) -> Iterator[tuple[str, Path,
         front = {"front_camera_key": (captioned or cameras)[0], "front_view_caption_only": len(captioned) == 1}
         more = pixels(camera_keys=cameras, split="all", **front)
         yield f"{len(cameras)} views", folder, functools.partial(MultiviewDataset, folder, **more)
+    elif (folder / "instructions").is_dir() and not text.is_dir() and not (folder / "metas").is_dir():
+        raise DataError(
+            f"{folder}: videos with an instruction each, not yet a dataset; make it with: python "
+            f"scripts/prepare_instruction_dataset.py --dataset_path {folder} --output_path {folder}_cached"
+        )
     elif (folder / "videos").is_dir() or (folder / "images").is_dir():
         for kind in (VideoFolderDataset, ImageFolderDataset):
             if (folder / f"{kind.MEDIA}s").is_dir():
@@ -145,7 +150,7 @@ def _check(layout: str, dataset: Any, num_frames: int | None, every_frame: bool,
         embeddings, dataset.bad.strict = len(files), True  # an unreadable sample raises, none takes its place
         read = functools.partial(_read_latent, dataset)
         if isinstance(dataset, NemoCacheDataset):
-            unusable = {f"{n}.*": "incomplete" for n in set(list_samples(folder)) - set(dataset.names)}
+            unusable = {f"{name}.*": f"incomplete: {kinds}" for name, kinds in dataset.missing.items()}
 
     def look(number: int) -> tuple[int, Sample | str]:
         item = dataset.plan.items([number])[0]
@@ -213,8 +218,9 @@ def _fits(dataset: Any, samples: list[Sample], encoders: Mapping[str, Any]) -> I
                 embedding_index.check_same_encoder(made_by, encoder, where, "the experiment's", "")
         except DataError:
             reason = f"text of {'/'.join(encoders)}, not {encoder}"
-        if isinstance(dataset, LatentCacheDataset) and dataset.key["tokenizer"] != tokenizer:
-            reason = f"latents of {dataset.key['tokenizer']}, not {tokenizer}"
+        cached = isinstance(dataset, LatentCacheDataset | NemoCacheDataset)
+        if cached and (made_by := dataset.key.get("tokenizer", tokenizer)) != tokenizer:
+            reason = f"latents of {made_by}, not {tokenizer}"
         if isinstance(dataset, VideoFolderDataset):
             long = [s for s in samples if s[0] >= dataset.sequence_interval * (frames - 1) + 1]
         else:

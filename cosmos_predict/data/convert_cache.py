@@ -17,14 +17,15 @@ from cosmos_predict.io.atomic import atomic_path, atomic_write_text
 
 # What both layouts note of how a cache was made, with what is true of the published ones.
 SHARED = {"fit": "published", "fps": None, "sequence_interval": 1, "text_encoder": "t5", "tokenizer_file": ""}
-SHARED |= {"tokenizer": "cosmos_cv8x8x8", "tokenizer_options": {}, "tokenizer_dtype": "bfloat16"}
+SHARED |= {"tokenizer": "cosmos_cv8x8x8", "tokenizer_options": {}}
 
 
 def convert_cache(source: Path, target: Path) -> int:
     """Convert a cache to the other layout; return the number of windows.
 
     To Cosmos-1.0's: texts are rounded to bfloat16, there is no conditioning latent (it needs the pixels), and info.json has
-    the size of the resized frames. To ours: of the same window twice one is kept.
+    the size of the resized frames. To ours: of the same window twice one is kept, and the tokenizer's dtype is not noted, so
+    that training compares none: it is unknown of a published cache, and less than what bfloat16 rounds.
 
     Raises DataError for a source that is no cache or not finished, or a target that holds files; ConfigError for what the
     layout cannot say: several sizes, padded frames.
@@ -43,7 +44,7 @@ def _to_nemo(source: Path, target: Path) -> int:
         raise ConfigError(
             f"{source}: holds clips of several sizes (T, H, W) {shapes}; Cosmos-1.0's layout has one a folder"
         )
-    settings = {name: index["key"][name] for name in SHARED if name in index["key"]}
+    settings = {name: index["key"][name] for name in (*SHARED, "tokenizer_dtype") if name in index["key"]}
     nemo_cache.write_settings(target, settings, finished=False)
     number = 0
     for clip in tqdm(index["clips"], unit="clip", desc="samples"):

@@ -177,7 +177,8 @@ class LatentCacheDataset(Dataset[dict[str, Any]]):
         cache_dir: the folder that `scripts/cache_latents.py` wrote.
         num_frames, video_size, fit, fps, sequence_interval: as in `VideoFolderDataset`. Its buckets are the cache's own.
         seed, shuffle: of the order and the windows.
-        tokenizer: the run's; name, options and (where its file is there) the file's hash are compared. None: not compared.
+        tokenizer: the run's; name, options, dtype and (where its file is there) the file's hash are compared, as far as the
+            cache notes them. None: not compared.
         strict, max_bad_share: as in `VideoFolderDataset`, of cache files that are missing or damaged.
 
     Raises:
@@ -211,7 +212,7 @@ class LatentCacheDataset(Dataset[dict[str, Any]]):
             "sequence_interval": sequence_interval,
         }
         if tokenizer is not None:
-            wanted |= tokenizer_key(tokenizer, missing_ok=True)
+            wanted |= noted_tokenizer(index["key"], tokenizer)
         refuse_difference(index["key"], wanted, self.cache_dir, "in the configuration; set it, or make another cache")
         if index["clips"] is None:
             raise DataError(f"{self.cache_dir}: the cache is not finished; run again: {_MAKE.format(self.cache_dir)}")
@@ -236,13 +237,13 @@ class LatentCacheDataset(Dataset[dict[str, Any]]):
         return [self.bad.read(item, n, functools.partial(self._load, sample_number=n)) for item, n in pairs]
 
     @property
-    def latent_frames(self) -> dict[int, int]:
-        """{T: t} of the samples, from the header of the first readable file of each T."""
-        found: dict[int, int] = {}
-        for (frames, *_), path in zip(self.shapes, self.bad.files, strict=True):
-            if frames not in found:
+    def latent_shapes(self) -> dict[tuple[int, ...], tuple[int, ...]]:
+        """{(T, H, W): (C, t, h, w)} of the samples, from the header of the first readable file of each size."""
+        found: dict[tuple[int, ...], tuple[int, ...]] = {}
+        for shape, path in zip(self.shapes, self.bad.files, strict=True):
+            if shape not in found:
                 with contextlib.suppress(SafetensorError, OSError), safe_open(str(path), framework="pt") as file:
-                    found[frames] = file.get_slice("latent").get_shape()[2]
+                    found[shape] = tuple(file.get_slice("latent").get_shape()[1:])
         return found
 
     def _load(self, item: int, sample_number: int) -> dict[str, Any]:
@@ -279,6 +280,11 @@ def tokenizer_key(tokenizer: TokenizerSource, missing_ok: bool = False) -> dict[
     elif path and not missing_ok:
         raise ConfigError(f"no tokenizer at {path}: give a file or a folder")
     return key
+
+
+def noted_tokenizer(made: Mapping[str, Any], tokenizer: TokenizerSource) -> dict[str, Any]:
+    """Return of `tokenizer_key` what `made`, the notes of a cache, says too: other tools do not note everything."""
+    return {name: value for name, value in tokenizer_key(tokenizer, missing_ok=True).items() if name in made}
 
 
 def _content_hash(path: Path) -> str:

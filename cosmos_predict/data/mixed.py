@@ -46,7 +46,7 @@ class MixedDataset(Dataset[dict[str, Any]]):
         self.num_frames, self.video_size = num_frames, video_size
         self.shapes = [shape for part in self.parts.values() for shape in getattr(part, "shapes", [])]
         # Of cached latents alone; the others' tokenizer tells.
-        self.latent_frames = dict(i for part in self.parts.values() for i in getattr(part, "latent_frames", {}).items())
+        self.latent_shapes = dict(i for part in self.parts.values() for i in getattr(part, "latent_shapes", {}).items())
         self.text_encoders = dict(i for part in self.parts.values() for i in getattr(part, "text_encoders", {}).items())
         self.turns: list[str] = []
         credit = dict.fromkeys(self.parts, 0)

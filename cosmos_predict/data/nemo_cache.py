@@ -27,6 +27,7 @@ from cosmos_predict.config.lazy import configurable
 from cosmos_predict.data import transforms
 from cosmos_predict.data.bad_items import BadItems, listing, refuse_bad
 from cosmos_predict.data.captions import TEXT_LENGTH, load_text
+from cosmos_predict.data.latent_cache import TokenizerSource, noted_tokenizer, refuse_difference
 from cosmos_predict.data.loader import BatchPlan
 from cosmos_predict.errors import CheckpointError, ConfigError, CosmosPredictError, DataError
 from cosmos_predict.io.atomic import atomic_path, atomic_write_text
@@ -52,10 +53,12 @@ class NemoCacheDataset(Dataset[dict[str, Any]]):
         seed, shuffle: of the order.
         strict, max_bad_share: as in `VideoFolderDataset`, of samples that are incomplete, damaged or of another size.
         spatial_compression: pixels that one latent pixel stands for, in height and width.
+        tokenizer: the run's; name, options and (where its file is there) the file's hash are compared with what FOLDER.json
+            notes; without that file nothing is. Nor is the dtype: these latents are rounded to bfloat16 whatever it was.
 
     Raises:
         DataError: no such folder, none of these files in it, an unfinished cache, too many incomplete samples.
-        ConfigError: latents of another size than the experiment's; the message names both.
+        ConfigError: latents of another size or tokenizer than the experiment's; the message names both.
     """
 
     def __init__(
@@ -68,21 +71,28 @@ class NemoCacheDataset(Dataset[dict[str, Any]]):
         strict: bool = False,
         max_bad_share: float = 0.1,
         spatial_compression: int = 8,
+        tokenizer: TokenizerSource | None = None,
     ) -> None:
         self.dataset_dir = folder = Path(dataset_dir)
         made, samples = read_settings(folder), list_samples(folder)
         if made and not made["finished"]:
             raise DataError(f"{folder}: the cache is not finished; run the command that makes it again ({_MAKE})")
-        missing = {name: sorted({*NEEDED} - kinds) for name, kinds in samples.items() if not kinds >= {*NEEDED}}
-        self.names = [name for name in samples if name not in missing]
-        torn = listing((f"{name}.*", f"no {', '.join(kinds)}") for name, kinds in missing.items())
+        self.key = made["settings"] if made else dict[str, Any]()
+        if tokenizer is not None:
+            wanted = {n: value for n, value in noted_tokenizer(self.key, tokenizer).items() if n != "tokenizer_dtype"}
+            advice = f"in the configuration; set model.config.pipe_config.tokenizer, or make another cache ({_MAKE})"
+            refuse_difference(self.key, wanted, folder, advice)
+        incomplete = {name: sorted({*NEEDED} - kinds) for name, kinds in samples.items()}
+        self.missing = {name: f"no {', '.join(kinds)}" for name, kinds in incomplete.items() if kinds}
+        self.names = [name for name in samples if name not in self.missing]
+        torn = listing((f"{name}.*", kinds) for name, kinds in self.missing.items())
         if not self.names or (torn and strict):
             raise DataError(
                 f"{folder}: expected samples I.{', I.'.join(NEEDED)}, found {torn or 'none'}; make them with: {_MAKE}"
             )
         if torn:
             logger.warning("{}: incomplete samples are left out: {}", folder, torn)
-        refuse_bad(folder, len(missing), len(samples), max_bad_share, torn)
+        refuse_bad(folder, len(self.missing), len(samples), max_bad_share, torn)
         for name in self.names:  # the size is that of the first one that can be read
             try:
                 frames = read_info(folder, name)["num_frames"]
@@ -102,7 +112,7 @@ class NemoCacheDataset(Dataset[dict[str, Any]]):
                 f"with {_MAKE} --num_frames {self.num_frames} --height {height} --width {width}"
             )
         self.shapes = [(frames, *size)] * len(self)
-        encoder = made["settings"].get("text_encoder") if made else None
+        encoder = self.key.get("text_encoder")
         self.text_encoders = {encoder: folder} if encoder else {}
         self.plan = BatchPlan(self.shapes, int(seed), shuffle)
         files = [folder / f"{name}.{LATENT}" for name in self.names]
@@ -117,9 +127,9 @@ class NemoCacheDataset(Dataset[dict[str, Any]]):
         return self.bad.read(item, sample_number, functools.partial(self._load, sample_number=sample_number))
 
     @property
-    def latent_frames(self) -> dict[int, int]:
-        """{T: t} of the samples."""
-        return {self.num_frames: self.latent_shape[1]}
+    def latent_shapes(self) -> dict[tuple[int, ...], tuple[int, ...]]:
+        """{(T, H, W): (C, t, h, w)} of the samples."""
+        return {self.shapes[0]: tuple(self.latent_shape)}
 
     def read_latent(self, name: str) -> torch.Tensor:
         """Return the latent (C, t, h, w) of the sample of that name; raises DataError for one unlike the others."""

@@ -26,6 +26,7 @@ from cosmos_predict.data import clip_sampler, nemo_cache, transforms, video_read
 from cosmos_predict.data.bad_items import listing
 from cosmos_predict.data.latent_cache import refuse_difference
 from cosmos_predict.errors import DataError
+from cosmos_predict.io.lock import hold
 from cosmos_predict.randomness import numpy_generator
 
 S = TypeVar("S")
@@ -73,6 +74,10 @@ def draw_chunks(
         raise DataError(
             f"{folder}: no video in it ({suffixes}), but: {found or 'nothing'}; give the folder of the videos"
         )
+    others = [path for path in sorted(folder.iterdir()) if path.is_file() and path not in files and path.name[0] != "."]
+    if others:
+        suffixes, names = ", ".join(video_reader.VIDEO_SUFFIXES), ", ".join(path.name for path in others[:10])
+        logger.warning("{}: not read, for no name of a video ({}): {} files: {}", folder, suffixes, len(others), names)
     usable: list[tuple[Path, video_reader.VideoInfo, str]] = []
     short, failed = dict[Path, str](), dict[Path, str]()
     for path in files:
@@ -131,64 +136,66 @@ def write_chunks(
     conditioning_latent, and whatever else the files depend on. num_workers: threads that decode, each a window ahead.
     A window that fails is reported and left out, the others go on.
 
-    Raises ConfigError where `folder` was made with other settings, DataError where it holds samples of unknown make or no
-    window could be encoded, CosmosPredictError where a file cannot be written.
+    Raises ConfigError where `folder` was made with other settings or another process writes it, DataError where it holds
+    samples of unknown make or no window could be encoded, CosmosPredictError where a file cannot be written.
     """
     rows = json.dumps([(c.video.name, c.info.frames, c.start, c.prompt) for c in chunks])
     settings = {**settings, "windows": f"{len(chunks)} of hash {hashlib.sha256(rows.encode()).hexdigest()[:12]}"}
     folder.mkdir(parents=True, exist_ok=True)
-    there, made = nemo_cache.list_samples(folder), nemo_cache.read_settings(folder)
-    if there and made is None:
-        raise DataError(f"{folder}: holds {len(there)} samples of unknown make; choose another folder")
-    if there and made is not None:
-        advice = "in this run; give the same flags, choose another folder, or remove this one"
-        refuse_difference(made["settings"], settings, folder, advice)
-    kinds, report = {*nemo_cache.NEEDED, *nemo_cache.UNREAD}, PrepareReport()
-    kinds -= set() if settings["conditioning_latent"] else {nemo_cache.CONDITIONING}
-    todo: dict[Chunk, list[int]] = {}
-    for number, chunk in enumerate(chunks):
-        if kinds <= there.get(str(number), set()):
-            report.kept += 1
-        else:
-            todo.setdefault(chunk, []).append(number)
-    nemo_cache.write_settings(folder, settings, finished=not todo)
-    for path in folder.glob(".*.tmp"):  # of a killed run
-        shutil.rmtree(path, ignore_errors=True)
-    texts = embed(sorted({chunk.prompt for chunk in todo})) if todo else {}
-    report.prompts = len(texts)
+    refusal = f"{folder}: another process is writing it; wait for it, or choose another folder"
+    with hold(folder.absolute().with_name(f".{folder.absolute().name}.lock"), refusal):
+        there, made = nemo_cache.list_samples(folder), nemo_cache.read_settings(folder)
+        if there and made is None:
+            raise DataError(f"{folder}: holds {len(there)} samples of unknown make; choose another folder")
+        if there and made is not None:
+            advice = "in this run; give the same flags, choose another folder, or remove this one"
+            refuse_difference(made["settings"], settings, folder, advice)
+        kinds, report = {*nemo_cache.NEEDED, *nemo_cache.UNREAD}, PrepareReport()
+        kinds -= set() if settings["conditioning_latent"] else {nemo_cache.CONDITIONING}
+        todo: dict[Chunk, list[int]] = {}
+        for number, chunk in enumerate(chunks):
+            if kinds <= there.get(str(number), set()):
+                report.kept += 1
+            else:
+                todo.setdefault(chunk, []).append(number)
+        nemo_cache.write_settings(folder, settings, finished=not todo)
+        for path in folder.glob(".*.tmp"):  # of a killed run
+            shutil.rmtree(path, ignore_errors=True)
+        texts = embed(sorted({chunk.prompt for chunk in todo})) if todo else {}
+        report.prompts = len(texts)
 
-    def read(chunk: Chunk) -> torch.Tensor:
-        ids = np.arange(chunk.start, chunk.start + settings["num_frames"])
-        frames = torch.from_numpy(video_reader.read_frames(chunk.video, ids)).permute(0, 3, 1, 2)
-        size, fit = (settings["height"], settings["width"]), settings["fit"]
-        if fit == "published":
-            return transforms.resize_uint8(frames, size, "bilinear")
-        return transforms.fit_frames(frames, size, fit).frames
+        def read(chunk: Chunk) -> torch.Tensor:
+            ids = np.arange(chunk.start, chunk.start + settings["num_frames"])
+            frames = torch.from_numpy(video_reader.read_frames(chunk.video, ids)).permute(0, 3, 1, 2)
+            size, fit = (settings["height"], settings["width"]), settings["fit"]
+            if fit == "published":
+                return transforms.resize_uint8(frames, size, "bilinear")
+            return transforms.fit_frames(frames, size, fit).frames
 
-    def latents_of(frames: Future[torch.Tensor]) -> list[torch.Tensor]:
-        return _encode(frames.result(), encode, device, settings["conditioning_latent"])
+        def latents_of(frames: Future[torch.Tensor]) -> list[torch.Tensor]:
+            return _encode(frames.result(), encode, device, settings["conditioning_latent"])
 
-    encoded = _ahead(latents_of, _ahead(read, todo, num_workers), 1)  # beside the writing below
-    bar = tqdm(total=len(chunks), initial=report.kept, unit="chunk", desc="latents")
-    with bar, contextlib.closing(encoded):  # on an error nothing more is encoded
-        for (chunk, numbers), latents in zip(todo.items(), encoded, strict=True):
-            try:
-                latents.result()
-            except (DataError, OSError) as error:
-                report.failed[chunk.video] = str(error)
-                continue
-            about = {"height": chunk.info.height, "width": chunk.info.width, "fps": chunk.info.fps}
-            about |= {"num_frames": settings["num_frames"], "video_path": chunk.video.name, "start_frame": chunk.start}
-            about |= {"caption": chunk.prompt}
-            for number in numbers:
-                nemo_cache.write_sample(folder, str(number), latents.result(), texts[chunk.prompt], about)
-                bar.update()
-            report.windows += 1
-            report.written += len(numbers)
-    if not report.windows + report.kept:
-        raise DataError(f"{folder}: no window could be encoded: {next(iter(report.failed.values()))}")
-    nemo_cache.write_settings(folder, settings, finished=True)
-    return report
+        encoded = _ahead(latents_of, _ahead(read, todo, num_workers), 1)  # beside the writing below
+        bar = tqdm(total=len(chunks), initial=report.kept, unit="chunk", desc="latents")
+        with bar, contextlib.closing(encoded):  # on an error nothing more is encoded
+            for (chunk, numbers), latents in zip(todo.items(), encoded, strict=True):
+                try:
+                    latents.result()
+                except (DataError, OSError) as error:
+                    report.failed[chunk.video] = str(error)
+                    continue
+                about = {"height": chunk.info.height, "width": chunk.info.width, "fps": chunk.info.fps}
+                about |= {"num_frames": settings["num_frames"], "video_path": chunk.video.name}
+                about |= {"start_frame": chunk.start, "caption": chunk.prompt}
+                for number in numbers:
+                    nemo_cache.write_sample(folder, str(number), latents.result(), texts[chunk.prompt], about)
+                    bar.update()
+                report.windows += 1
+                report.written += len(numbers)
+        if not report.windows + report.kept:
+            raise DataError(f"{folder}: no window could be encoded: {next(iter(report.failed.values()))}")
+        nemo_cache.write_settings(folder, settings, finished=True)
+        return report
 
 
 def _ahead(function: Callable[[S], R], items: Iterable[S], workers: int) -> Generator[Future[R], None, None]:

@@ -12,18 +12,26 @@ from cosmos_predict.models.world_model import WorldModel
 def check_data(model: WorldModel, dataset: Any, debug: bool = False) -> None:
     """Raise ConfigError (sizes) or DataError (text) where what is known of `dataset` does not fit `model`.
 
-    Read, where the dataset has them: `shapes`, the (T, H, W) of its samples, else `num_frames` and `video_size`; and
-    `text_encoders`, {name: folder of the embeddings that it made}. debug: any encoder's text will do.
+    Read, where the dataset has them: `shapes`, the (T, H, W) of its samples, else `num_frames` and `video_size`;
+    `latent_shapes`, {(T, H, W): (C, t, h, w)} of cached latents; and `text_encoders`, {name: folder of the embeddings that it
+    made}. debug: any encoder's text will do.
     """
     for made_by, folder in getattr(dataset, "text_encoders", {}).items() if not debug else ():
         wanted, setting = model.config.pipe_config.text_encoder, "model.config.pipe_config.text_encoder"
         remedy = f"make them again (scripts/get_t5_embeddings.py --overwrite), or set {setting}={made_by}"
         check_same_encoder(made_by, wanted, folder, setting, remedy)
-    tokenizer = model.tokenizer_holder[0]
+    tokenizer, patch = model.tokenizer_holder[0], model.net.config.patch_spatial
+    for (_, height, width), (*_, rows, columns) in getattr(dataset, "latent_shapes", {}).items():
+        if rows % patch or columns % patch:
+            raise ConfigError(
+                f"cached latents of {rows} x {columns} (h x w), of frames of {height} x {width}: the network's patches need "
+                f"multiples of {patch}; make the cache again with a height and width that are multiples of "
+                f"{height // rows * patch}"
+            )
     nominal = (getattr(dataset, "num_frames", None), *(getattr(dataset, "video_size", None) or (None, None)))
     if tokenizer is None:  # the latents are there already
         return
-    step = tokenizer.spatial_compression_factor * model.net.config.patch_spatial
+    step = tokenizer.spatial_compression_factor * patch
     for frames, height, width in sorted(set(getattr(dataset, "shapes", [nominal]))):
         if frames is not None:
             try:
@@ -41,9 +49,10 @@ def check_data(model: WorldModel, dataset: Any, debug: bool = False) -> None:
 def latent_frames(model: WorldModel, dataset: Any) -> dict[int, int]:
     """Return {T: latent frames of a view} of the samples of `dataset`, of all its buckets, as far as they are known.
 
-    Read, where the dataset has them: `shapes`, else `num_frames`, and `latent_frames`, the same of cached latents.
+    Read, where the dataset has them: `shapes`, else `num_frames`, and `latent_shapes`, {(T, H, W): (C, t, h, w)} of cached latents.
     """
-    known, tokenizer = dict(getattr(dataset, "latent_frames", {})), model.tokenizer_holder[0]
+    cached, tokenizer = getattr(dataset, "latent_shapes", {}), model.tokenizer_holder[0]
+    known = {frames: latent[1] for (frames, *_), latent in cached.items()}
     counts = {shape[0] for shape in getattr(dataset, "shapes", ())} or {getattr(dataset, "num_frames", None)}
     if tokenizer is not None:
         known = {int(n): tokenizer.get_latent_num_frames(int(n)) for n in counts if n is not None} | known

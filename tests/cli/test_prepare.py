@@ -15,14 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from loguru import logger
 from safetensors.torch import save_file
 
-from cosmos_predict.cli.prepare_dataset import build_parser, latent_shape, prepare
+from cosmos_predict.cli.prepare_dataset import build_parser, convert, latent_shape, prepare
 from cosmos_predict.data import transforms, video_reader
 from cosmos_predict.data.nemo_cache import NemoCacheDataset, read_settings, write_settings
 from cosmos_predict.data.video_folder import VideoFolderDataset
 from cosmos_predict.errors import ConfigError, DataError
 from cosmos_predict.io.embeddings import write_embedding
+from cosmos_predict.io.lock import hold
 from cosmos_predict.text_encoders.tiny import TinyTextEncoder
 from cosmos_predict.tokenizers.cosmos_video import CosmosVideoTokenizer
 from cosmos_predict.tokenizers.dct import DCTTokenizer
@@ -261,7 +263,9 @@ def test_unusable_videos_are_left_out_and_named(
     video_reader.write_video(videos / "short.mp4", moving(120), fps=24)
     assert call(videos, tmp_path / "out", "--num_chunks", "2") == 1
     captured = capsys.readouterr()
-    assert re.search(r"failed: .*cut.mp4: .*(truncated|damaged)", captured.err) and not re.search(r"failed: .*short.mp4", captured.err)
+    assert re.search(r"failed: .*cut.mp4: .*(truncated|damaged)", captured.err) and not re.search(
+        r"failed: .*short.mp4", captured.err
+    )
     assert "2 samples written, 0 kept (already there), 1 videos failed" in captured.out
     assert len(NemoCacheDataset(tmp_path / "out", 121, (48, 64))) == 2
     for name in ("one", "two"):
@@ -299,6 +303,49 @@ def test_bad_flags_are_named(videos: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="T = 120 frames: expected 1 . 8 k, such as 113 or 121"):
         call(videos, tmp_path / "out", "--num_frames", "120")
     assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_no_videos_are_named(videos: Path, tmp_path: Path) -> None:
+    for name in ("clip.gif", "tape.MPG", ".hidden"):
+        (videos / name).write_bytes(b"GIF")
+    lines = list[str]()
+    handle = logger.add(lambda line: lines.append(str(line)), level="WARNING", format="{message}")
+    try:
+        assert call(videos, tmp_path / "out", "--num_frames", "9", "--num_chunks", "1") == 0
+    finally:
+        logger.remove(handle)
+    (line,) = lines
+    assert f"{videos}: not read, for no name of a video (.mp4, " in line and line.endswith(
+        "2 files: clip.gif, tape.MPG\n"
+    )
+
+
+def test_a_size_that_no_published_network_takes_is_told(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--num_frames", "9", "--num_chunks", "1"]
+    assert call(videos, tmp_path / "out", *flags) == 0 and "warning" not in capsys.readouterr().err
+    assert call(videos, tmp_path / "odd", *flags, "--height", "56") == 0
+    assert "warning: --height 56 --width 64: the published networks need multiples of 16" in capsys.readouterr().err
+
+
+def test_one_folder_has_one_run(videos: Path, tmp_path: Path) -> None:
+    out, flags = tmp_path / "out", ["--num_frames", "9", "--num_chunks", "1"]
+    with hold(tmp_path / ".out.lock", ""), pytest.raises(ConfigError, match="out: another process is writing it; wait"):
+        call(videos, out, *flags)
+    assert not list(out.iterdir()) and call(videos, out, *flags) == 0
+
+
+def test_the_conversion_says_how_to_train_on_it(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(videos, tmp_path / "theirs", "--num_frames", "9", "--num_chunks", "1") == 0
+    with pytest.raises(SystemExit) as ended:
+        convert([str(tmp_path / "theirs"), str(tmp_path / "ours")])
+    words = f"train with: data=latent_cache data.path={tmp_path / 'ours'} dataloader_train.dataset.fit=published"
+    assert not ended.value.code and capsys.readouterr().out.splitlines()[-1].endswith(
+        f"1 windows of {tmp_path / 'theirs'}; {words}"
+    )
 
 
 def test_other_settings_are_refused(videos: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from cosmos_predict.data.check import Report, check
-from cosmos_predict.data.nemo_cache import write_sample
+from cosmos_predict.data.nemo_cache import write_sample, write_settings
 from cosmos_predict.data.video_reader import write_video
 from cosmos_predict.errors import DataError
 from cosmos_predict.io.embeddings import write_embedding
@@ -147,8 +147,10 @@ def test_caches(make_folder: Folder, tmp_path: Path) -> None:
     report = one(nemo)
     assert report.layout == "Cosmos-1.0 latents" and list(report.samples) == ["0.video_latent.pth"]
     assert report.samples["0.video_latent.pth"] == (9, 48, 64, 10.0)
-    assert report.unusable["2.*"] == "incomplete" and "NaN" in report.unusable["1.video_latent.pth"]
-    assert {fit.clips for fit in report.experiments} == {0}
+    assert report.unusable["2.*"] == "incomplete: no info.json" and "NaN" in report.unusable["1.video_latent.pth"]
+    assert {fit.clips for fit in report.experiments} == {0} and not any(fit.reason for fit in report.experiments)
+    write_settings(nemo, {"tokenizer": "dct"}, finished=True)
+    assert {fit.reason for fit in one(nemo).experiments} == {"latents of dct, not cosmos_cv8x8x8"}
 
 
 def test_what_is_no_dataset(tmp_path: Path) -> None:
@@ -159,3 +161,8 @@ def test_what_is_no_dataset(tmp_path: Path) -> None:
     report = one(tmp_path)
     assert not report.samples and "no usable clip" in report.unusable[tmp_path.name]
     assert run("check_dataset", str(tmp_path)).returncode == 1
+    (tmp_path / "instructions").mkdir()
+    with pytest.raises(
+        DataError, match=r"not yet a dataset; .* scripts/prepare_instruction_dataset.py --dataset_path "
+    ):
+        check(tmp_path)

@@ -12,7 +12,7 @@ import torch
 from loguru import logger
 
 from cosmos_predict.data.convert_cache import convert_cache
-from cosmos_predict.data.latent_cache import LatentCacheDataset, cache_key, write_cache
+from cosmos_predict.data.latent_cache import LatentCacheDataset, cache_key, tokenizer_key, write_cache
 from cosmos_predict.data.loader import build_dataloader
 from cosmos_predict.data.nemo_cache import NemoCacheDataset, read_settings, write_sample, write_settings
 from cosmos_predict.data.video_folder import VideoFolderDataset
@@ -61,7 +61,7 @@ def test_a_sample_has_the_keys_and_types_of_the_pixel_dataset(folder: Path) -> N
     assert (sample["fps"], sample["num_frames"]) == (29.97, 17)  # not rounded to bfloat16, as the published reader does
     assert sample["image_size"].tolist() == [48, 64, 48, 64] and sample["padding_mask"].shape == (1, 48, 64)
     assert sample["video_name"] == {"latent_path": str(folder / "10.video_latent.pth"), "start_frame_id": "70"}
-    assert dataset.latent_frames == {17: 3} and set(dataset.shapes) == {(17, 48, 64)}
+    assert dataset.latent_shapes == {(17, 48, 64): (16, 3, 6, 8)} and set(dataset.shapes) == {(17, 48, 64)}
     (folder / "10.conditioning_latent.pth").unlink()  # which training has no use for
     assert torch.equal(NemoCacheDataset(folder, *SIZE, shuffle=False)[10]["latent"], sample["latent"])
 
@@ -134,6 +134,21 @@ def test_an_unfinished_cache_is_refused(folder: Path, monkeypatch: pytest.Monkey
         DataError, match=r"cached.json: does not say how .* was made .* remove it and make the cache again"
     ):
         NemoCacheDataset(folder, *SIZE)
+
+
+def test_latents_of_another_tokenizer_are_refused(folder: Path) -> None:
+    dct = TokenizerConfig(name="dct", options={"channels": 16, "temporal": 8})
+    assert len(NemoCacheDataset(folder, *SIZE, tokenizer=dct)) == 12  # nobody noted how it was made
+    write_settings(folder, {**tokenizer_key(dct), "tokenizer_dtype": "bfloat16"}, finished=True)
+    assert len(NemoCacheDataset(folder, *SIZE, tokenizer=dct)) == len(NemoCacheDataset(folder, *SIZE)) == 12
+    with pytest.raises(ConfigError) as caught:
+        NemoCacheDataset(folder, *SIZE, tokenizer=TokenizerConfig("cosmos_cv8x8x8"))
+    message = str(caught.value)
+    assert (
+        f"{folder}: tokenizer is 'dct' in the cache, 'cosmos_cv8x8x8' in the configuration; set model.config."
+        in message
+    )
+    assert "make another cache (python scripts/prepare_dataset.py)" in message and "dtype" not in message
 
 
 def test_bad_files_are_named(folder: Path, tmp_path: Path) -> None:
@@ -212,7 +227,13 @@ def test_a_published_cache_to_ours(folder: Path, tmp_path: Path) -> None:
         folder, "12", [torch.zeros(16, 3, 6, 8)], torch.full((1, 1024), 1.0), {**KEYS, "start_frame": 0}
     )  # again
     assert convert_cache(folder, tmp_path / "ours") == 12
-    ours = LatentCacheDataset(tmp_path / "ours", *SIZE, fit="published", shuffle=False)
+    weights = tmp_path / "tokenizer"  # nobody says which file or precision the published tool used
+    weights.write_bytes(b"weights")
+    for dtype in (None, "bfloat16"):
+        run = TokenizerConfig("cosmos_cv8x8x8", str(weights), dtype=dtype)
+        ours = LatentCacheDataset(tmp_path / "ours", *SIZE, fit="published", shuffle=False, tokenizer=run)
+    with pytest.raises(ConfigError, match="tokenizer is 'cosmos_cv8x8x8' in the cache, 'dct' in the configuration"):
+        LatentCacheDataset(tmp_path / "ours", *SIZE, fit="published", tokenizer=DCT)
     assert ours.key["tokenizer"] == "cosmos_cv8x8x8" and ours.text_encoders == {"t5": tmp_path / "ours"}
     for number in range(12):  # a text each, so a clip each
         sample = ours[number]

@@ -136,6 +136,8 @@ def test_the_path_is_that_of_the_dataset() -> None:
         ("trainer.limit_val_batches=0.5", r"limit_val_batches=0\.5: expected a whole number \(batches\)"),
         ("trainer.val_check_interval=0.5", r"val_check_interval=0\.5: expected a whole number \(updates\)"),
         ("optim.config.lr=fast", r"optimizer\.lr=fast: expected a number"),
+        ("optim.config.lr=None", r"optimizer\.lr=None: expected a number, as 1e-06 is"),
+        ("optimizer.betas.0=null", r"optimizer\.betas\.0=null: expected a number"),
         ("trainer.devices=many", r"trainer\.devices=many: expected a whole number of at least 1"),
     ],
 )  # fmt: skip

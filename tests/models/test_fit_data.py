@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cosmos_predict.config.compose import compose
+from cosmos_predict.data.convert_cache import convert_cache
 from cosmos_predict.data.latent_cache import cache_key, write_cache
 from cosmos_predict.data.video_folder import VideoFolderDataset
 from cosmos_predict.data.video_reader import write_video
@@ -61,6 +62,18 @@ def test_so_is_one_of_cached_latents(folder: Path, tmp_path: Path) -> None:
         ConfigError, match=r"samples of 9 frames .*: context_parallel_size=2 must divide the 3 latent fr"
     ):
         build(2, "data=latent_cache", cache, "model.with_tokenizer=false")
+
+
+@pytest.mark.parametrize("kind", ["latent_cache", "nemo_cache"])
+def test_latents_that_patches_do_not_divide(kind: str, folder: Path, tmp_path: Path) -> None:
+    pixels = VideoFolderDataset(folder, 13, (40, 64), fit="crop")
+    source = TokenizerConfig(name="dct", options={"channels": 16})
+    write_cache(pixels, DCTTokenizer(16).encode, cache_key(pixels, source, "float32"), tmp_path / "latent_cache")
+    convert_cache(tmp_path / "latent_cache", tmp_path / "nemo_cache")
+    sizes = ["num_frames=13", "video_size=[40,64]"]
+    where = [f"dataloader_train.dataset.{text}" for text in sizes]
+    with pytest.raises(ConfigError, match=r"of 5 x 8 \(h x w\), of frames of 40 x 64: .* patches .* multiples of 16"):
+        build(1, f"data={kind}", f"data.path={tmp_path / kind}", "model.with_tokenizer=false", *where)
 
 
 def test_a_base_of_another_size_is_refused_with_both(tmp_path: Path) -> None:
