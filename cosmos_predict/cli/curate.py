@@ -11,14 +11,17 @@ from typing import Any, NoReturn
 from cosmos_predict.cli.get_t5_embeddings import add_encoder_arguments
 from cosmos_predict.cli.program import positive_int, run_program
 from cosmos_predict.curate.storage import DATASET, Store
+from cosmos_predict.errors import DataError
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     parser, words = build_parser(), list(sys.argv[1:] if argv is None else argv)
-    if "--config" in words[:-1] and "split" in words:
-        place, first = words.index("--config"), words.index("split") + 1
-        words[first:] = [*_flags_of(Path(words[place + 1]), parser), *words[first:place], *words[place + 2 :]]
+    finder = argparse.ArgumentParser(prog=parser.prog, add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    if "split" in words and (file := finder.parse_known_args(words)[0].config):
+        first = words.index("split") + 1
+        words[first:first] = _flags_of(file, parser)
     run_program(lambda args: args.command(args), parser, words)
 
 
@@ -30,13 +33,15 @@ def _flags_of(file: Path, parser: argparse.ArgumentParser) -> list[str]:
         given = dict(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         parser.error(f"--config {file}: no YAML file of options by name ({error})")
-    flags = [
-        (f"--{name}".replace("_", "-"), value)
-        for name, values in given.items()
-        for value in (values if isinstance(values, list) else [values])
-        if value not in (False, None)
-    ]
-    return [word for name, value in flags for word in ([name] if value is True else [name, str(value)])]
+    groups, flags = read_options().values(), list[str]()
+    lists = {name for group in groups for name, (default, *_) in group.items() if isinstance(default, list)}
+    for name, values in ((str(name).replace("_", "-"), values) for name, values in given.items()):
+        if isinstance(values, list) and name not in lists:
+            parser.error(f"--config {file}: {name}: expected one value, got {values}")
+        for value in values if isinstance(values, list) else [values]:
+            if value is not False and value is not None:  # 0 is a value
+                flags.append(f"--{name}" if value is True else f"--{name}={value}")
+    return flags
 
 
 def read_options() -> dict[str, dict[str, list[Any]]]:
@@ -52,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="curate.py", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     about = "cut the videos below a folder into captioned clips, a dataset; the same command resumes"
-    sub = commands.add_parser("split", help=about, description=about)
+    sub = commands.add_parser("split", help=about, description=about, allow_abbrev=False)
     sub.set_defaults(command=split)
     add = sub.add_argument
     add("--input-video-path", required=True, help="folder of videos and of folders of them, or s3://BUCKET/KEY")
@@ -93,7 +98,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_command("report", report, "count all records, of all shards, and write summary.json and report.html again")
     sub = commands.add_parser("check", help="load every sample of a dataset folder as the trainer does")
     sub.set_defaults(command=check)
-    sub.add_argument("dataset", type=Path, help="folder with videos/ and t5_xxl/")
+    sub.add_argument("dataset", help="folder with videos/ and t5_xxl/, or s3://BUCKET/KEY, which is downloaded")
+    _add_options(sub, {"output-s3-profile-name": options["run"]["output-s3-profile-name"]})
     sub.add_argument("--num-frames", type=positive_int, default=93, help="frames of a sample (default: 93)")
     for sub in commands.choices.values():  # after the command, too
         sub.add_argument(
@@ -136,29 +142,32 @@ def split(args: argparse.Namespace) -> int:
         return 0
     output = Store(args.output_clip_path, args.output_s3_profile_name)
     status, encoder = _tell(summary, output), args.text_encoder
+    weights = Path(args.model_weights_path) / "google-t5" / "t5-11b"
     if encoder == "auto":
-        encoder = "t5" if Path("checkpoints/google-t5/t5-11b/config.json").is_file() else "none"
+        encoder = "t5" if (weights / "config.json").is_file() else "none"
     captioned = any(place.endswith(".txt") for place in output.files(f"{DATASET}/metas"))
     if encoder == "none" or not captioned:
         embedding = f"next, the text embeddings: python scripts/curate.py embed {output.root}"
         print(embedding if captioned else f"{output.uri(DATASET)}: no captioned clip in it")
         return status
     words = ["embed", args.output_clip_path, "--text_encoder", encoder]
+    words += ["--pretrained_model_name_or_path", str(weights)] if (weights / "config.json").is_file() else []
     failed = embed(build_parser().parse_args([*words, "--output-s3-profile-name", output.profile]))
-    if output.remote:
+    if output.remote:  # it would be downloaded whole
+        print(f"not checked: python scripts/curate.py check {output.uri(DATASET)} downloads it and loads every sample")
         return max(status, failed)
-    return max(status, failed, check(argparse.Namespace(dataset=Path(output.uri(DATASET)), num_frames=args.num_frames)))
+    return max(status, failed, _check(Path(output.uri(DATASET)), output.uri(DATASET), args.num_frames))
 
 
 def _tell(summary: dict[str, Any], output: Store) -> int:
     """Print totals and errors; return 1 where something failed or nothing was kept, else 0."""
-    errors = summary.pop("errors")
+    errors, bare = summary.pop("errors"), summary.pop("bare")
     for name, value in summary.items():
         print(f"{name:32} {f'{value:.1f}' if isinstance(value, float) else value}")
     for where, message in errors.items():
         print(f"failed: {where}: {message}", file=sys.stderr)
     print(f"{'report':32} {output.uri('report.html')}")
-    return 1 if errors or not summary.get("num_clips_passed") else 0
+    return 1 if errors or bare else 0
 
 
 def _store(args: argparse.Namespace) -> Store:
@@ -225,10 +234,20 @@ def report(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Run `check`; 1 where a sample does not load, else 0."""
+    import tempfile
+
+    dataset = Store(args.dataset, args.output_s3_profile_name)
+    if dataset.remote and not (dataset.files("videos") and dataset.files("t5_xxl")):
+        raise DataError(f"{dataset.root}: expected a dataset with videos/ and t5_xxl/ (curate.py embed makes those)")
+    with tempfile.TemporaryDirectory() as scratch, dataset.local("", Path(scratch)) as folder:
+        return _check(folder, dataset.root, args.num_frames)
+
+
+def _check(folder: Path, name: str, num_frames: int) -> int:
     from cosmos_predict.curate.split import check as load_all
 
-    good, bad = load_all(args.dataset, args.num_frames)
-    for name, reason in bad.items():
-        print(f"unusable: {name}: {reason}", file=sys.stderr)
-    print(f"{args.dataset}: {good} samples of {args.num_frames} frames load, {len(bad)} do not")
+    good, bad = load_all(folder, num_frames)
+    for sample, reason in bad.items():
+        print(f"unusable: {sample}: {reason}", file=sys.stderr)
+    print(f"{name}: {good} samples of {num_frames} frames load, {len(bad)} do not")
     return 1 if bad or not good else 0

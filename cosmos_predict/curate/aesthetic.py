@@ -33,7 +33,7 @@ class AestheticHead(nn.Module):
         return self.layers(embeddings).squeeze(-1)
 
 
-def reduce_scores(scores: Tensor, reduction: str) -> float:
+def reduce_scores(scores: Tensor | np.ndarray, reduction: str) -> float:
     """Return the score of a clip from those of its frames: their "min" or "mean"."""
     return float(scores.min() if reduction == "min" else scores.mean())
 

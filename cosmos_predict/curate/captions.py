@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,21 @@ def sidecar(clip: Clip, window: Window) -> str:
     """Return the caption beside the clip's video: the first of these that there is.
 
     `NAME.txt`, or `../metas/NAME.txt`; `NAME.json` with `caption` or `prompt`; the lines of `captions.jsonl` or
-    `captions.csv` in the folder whose `file` (or `video`, `video_clip`) names the video, with their `caption`. Where there
+    `captions.csv` in the folder that name the video, with their captions (columns: `data.captions.COLUMNS`). Where there
     are several captions, with `start` and `end` in seconds of the video, the one that overlaps the window most is taken.
+
+    Raises DataError where there is none, or a file is not what its name says.
     """
     path, fps = clip.video.path, clip.video.footage.fps
     start, end = (clip.start + window.start) / fps, (clip.start + window.end + 1) / fps
     for place in (path.with_suffix(".txt"), path.parent.parent / "metas" / f"{path.stem}.txt"):
-        if place.is_file() and (text := place.read_text(encoding="utf-8-sig").strip()):
+        if place.is_file() and (text := _text(place)):
             return text
     tables = [path.parent / "captions.jsonl", path.parent / "captions.csv"]
     rows = [
         row for file in (path.with_suffix(".json"), *tables) for row in _rows(file) if row["name"] in ("", path.stem)
     ]
-    overlaps = [min(end, float(row.get("end", end))) - max(start, float(row.get("start", start))) for row in rows]
+    overlaps = [min(end, row.get("end", end)) - max(start, row.get("start", start)) for row in rows]
     if not rows or max(overlaps) <= 0:
         raise DataError(
             f"no caption of {clip.video.relative}, {start:.1f}..{end:.1f} s: expected {path.stem}.txt or .json beside it, or "
@@ -91,14 +93,24 @@ def _accept(text: str, whole: bool, options: Mapping[str, Any]) -> str:
     return text
 
 
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: expected a caption in UTF-8, got {error}") from error
+
+
 def _rows(file: Path) -> list[dict[str, Any]]:
-    """Return {name, caption, start?, end?} of each entry of a file; name: the video's without suffix, "" in its own file."""
+    """Return {name, caption, start?, end?} of each entry of a file; name: the video's without suffix, "" in NAME.json."""
     return _read_rows(file, file.stat().st_mtime_ns) if file.is_file() else []
 
 
 @lru_cache(maxsize=64)
 def _read_rows(file: Path, changed: int) -> list[dict[str, Any]]:
+    from cosmos_predict.data.captions import COLUMNS
+
     entries: Any
+    files, texts = COLUMNS
     try:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix == ".json":
@@ -106,11 +118,23 @@ def _read_rows(file: Path, changed: int) -> list[dict[str, Any]]:
             value = content.get("caption") or content.get("prompt") if isinstance(content, dict) else content
             entries = [{"caption": value}] if isinstance(value, str) else value
         elif file.suffix == ".csv":
-            entries = list(csv.DictReader(text.splitlines()))
+            found = csv.DictReader(text.splitlines(keepends=True), skipinitialspace=True)
+            entries = [{(key or "").strip().lower(): value for key, value in row.items()} for row in found]
         else:
             entries = [json.loads(line) for line in text.splitlines() if line.strip()]
-        names = [next((row[key] for key in ("file", "video", "video_clip") if row.get(key)), "") for row in entries]
-        rows = [{**row, "name": Path(name).stem} for row, name in zip(entries, names, strict=True)]
-        return [{**row, "caption": row["caption"].strip()} for row in rows]
+        return [_row(entry, files, texts, named=file.suffix != ".json") for entry in entries]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{file}: expected entries with caption (and file, in a table), got {error!r}") from error
+        expected = "expected entries with caption (and file, in a table)"
+        columns = f"columns of a table: {' or '.join(files)}; {' or '.join(texts)}"
+        raise DataError(f"{file}: {expected}, got {error!r}; {columns}") from error
+
+
+def _row(entry: Mapping[str, Any], files: Sequence[str], texts: Sequence[str], named: bool) -> dict[str, Any]:
+    name = next((entry[key] for key in files if entry.get(key)), "")
+    if named and not name:
+        raise ValueError(f"no video named in {dict(entry)}")
+    caption = next((entry[key] for key in texts if key in entry), None)
+    if not isinstance(caption, str):
+        raise ValueError(f"no caption in {dict(entry)}")
+    seconds = {key: float(entry[key]) for key in ("start", "end") if entry.get(key) not in (None, "")}
+    return {"name": Path(name).stem, "caption": caption.strip(), **seconds}

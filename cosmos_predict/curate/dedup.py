@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cosmos_predict.curate.records import Records
-from cosmos_predict.curate.revise import Deduplicate, revise
+from cosmos_predict.curate.revise import REVISION, Deduplicate, revise
 from cosmos_predict.curate.storage import Store
 from cosmos_predict.data.video_reader import probe, read_frames
 from cosmos_predict.errors import DataError
@@ -80,7 +80,7 @@ def dedup(results: Store, run: Mapping[str, Any], threshold: float, embeddings: 
 
     Raises DataError where the folder holds no records, or an embedding is missing.
     """
-    records = Records(results, {}, work=run["work_dir"])
+    records = Records(results, {}, REVISION, run["work_dir"])
 
     def features() -> Iterable[tuple[str, np.ndarray]]:
         for relative in tqdm(records.videos(), unit="video", desc="dedup"):

@@ -13,7 +13,10 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import Any
 
+from loguru import logger
+
 from cosmos_predict.curate.stage import Clip, Stage, Video
+from cosmos_predict.errors import CosmosPredictError
 
 Finish = Callable[[Video], None]
 EXECUTORS = ("threads", "inline", "ray")
@@ -24,10 +27,17 @@ def attempt(stage: Stage, item: Video | Clip) -> None:
     try:
         stage.process(item)
     except Exception as error:  # of whatever kind: the run must go on
-        item.error = {"stage": stage.name, "type": type(error).__name__, "message": str(error)}
+        item.error = {"stage": stage.name, "type": type(error).__name__, "message": reason(error)}
+        logger.opt(exception=True).debug(f"{stage.name}: {item.error['message']}")
     for clip in [item] if isinstance(item, Clip) else item.clips:
         if clip.rejected and not clip.rejected_by:
             clip.rejected_by = stage.name
+
+
+def reason(error: BaseException) -> str:
+    """Return the message of an error, with its class where that is none of the package's or the system's."""
+    known = isinstance(error, CosmosPredictError | OSError) and str(error)
+    return str(error) if known else f"{type(error).__name__}: {error}"
 
 
 def drive(video: Video, stages: Sequence[Stage], maps: Sequence[Any] = (), work: Callable[..., None] = attempt) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from cosmos_predict.curate.media import read_parts
 from cosmos_predict.curate.motion import clip_motion
 from cosmos_predict.curate.spans import sample_closest
 from cosmos_predict.curate.stage import Clip, Stage
 from cosmos_predict.curate.vlm import Model, cut_windows, prompts, require_weights, watch, yes_or_no
-from cosmos_predict.data.video_reader import frame_times, read_frames
+from cosmos_predict.data.video_reader import frame_times
 from cosmos_predict.errors import DataError
 
 Options = Mapping[str, Any]
@@ -75,7 +76,8 @@ class AestheticFilter(Filter):
 
     def process(self, item: Clip) -> None:
         frames, _ = sample_closest(frame_times(item.path).astype(np.float32), 1.0)
-        item.scores["aesthetic_score"] = self.reduce(self.scorer(read_frames(item.path, frames)), self.reduction)
+        scores = np.concatenate([self.scorer(part).numpy() for part in read_parts(item.path, frames)])
+        item.scores["aesthetic_score"] = self.reduce(scores, self.reduction)
         self.decide(item)
 
 

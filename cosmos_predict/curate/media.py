@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from cosmos_predict.data.video_reader import VideoInfo, frame_times, probe
+from cosmos_predict.data.video_reader import VideoInfo, frame_times, probe, read_frames
 from cosmos_predict.errors import DataError
 
 SMALL = (27, 48)  # height, width of the frames that shot detection looks at
+DECODING = ("-threads", "2")  # else a decoder holds frames for every core, in every worker
 SEEKABLE = ("mov,", "matroska,")  # containers in which ffmpeg finds a frame by its time exactly
 
 
@@ -80,7 +81,7 @@ def small_frames(path: Path, chunk: int = 256) -> Iterator[np.ndarray]:
     Raises DataError where ffmpeg gives up or finds no frame.
     """
     size, found = SMALL[0] * SMALL[1] * 3, 0
-    options = ["-i", str(path), "-map", "0:v:0", "-fps_mode", "passthrough", "-sws_flags", "bicubic"]
+    options = [*DECODING, "-i", str(path), "-map", "0:v:0", "-fps_mode", "passthrough", "-sws_flags", "bicubic"]
     options += ["-s", f"{SMALL[1]}x{SMALL[0]}", "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1"]
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(_command(options), stdout=subprocess.PIPE, stderr=said, start_new_session=True)
@@ -94,6 +95,12 @@ def small_frames(path: Path, chunk: int = 256) -> Iterator[np.ndarray]:
             raise DataError(f"{path}: ffmpeg could not decode it ({_last_line(said.read())})")
 
 
+def read_parts(path: Path, indices: Sequence[int] | np.ndarray, most: int = 8) -> Iterator[np.ndarray]:
+    """Yield what `read_frames` returns, at most so many frames at a time: a clip at full size may not fit into memory."""
+    for start in range(0, len(indices), most):
+        yield read_frames(path, indices[start : start + most])
+
+
 def cut(footage: Footage, target: Path, first: int, end: int, crf: int = 18, gop: int = 16) -> None:
     """Write frames `first` .. `end` - 1 of a video as an H.264 mp4 of constant rate, upright, without sound.
 
@@ -104,7 +111,8 @@ def cut(footage: Footage, target: Path, first: int, end: int, crf: int = 18, gop
     filters, count = f"setpts=N/({rate})/TB", end - first
     if footage.variable_rate:
         filters, count = f"fps={rate}", max(round(float(times[end - 1] - times[first] + gap) / gap), 1)
-    options = ["-i", str(footage.path), "-map", "0:v:0", "-vf", f"{filters},crop=trunc(iw/2)*2:trunc(ih/2)*2"]
+    options = [*DECODING, "-i", str(footage.path), "-map", "0:v:0"]
+    options += ["-vf", f"{filters},crop=trunc(iw/2)*2:trunc(ih/2)*2"]
     options += ["-frames:v", str(count), "-r", str(rate), "-fps_mode", "cfr", "-c:v", "libx264", "-crf", str(crf)]
     options += ["-g", str(gop), "-pix_fmt", "yuv420p", "-threads", "1", "-movflags", "+faststart", "-f", "mp4"]
     if first:  # half a frame early: everything before the first frame is dropped, whatever the rounding

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -42,8 +43,12 @@ def motion_scores(fields: Iterable[np.ndarray]) -> dict[str, float]:
     if not count:
         raise ValueError("no frame with motion vectors")
     mean = total / count
-    rows, columns = (256 * np.arange(max(round(side / 256), 1)) for side in mean.shape)
-    middles = [mean[np.ix_(rows + y, columns + x)] for y in (127, 128) for x in (127, 128)]
+    # The last patch may lie half outside of the frame, whose border then goes on.
+    starts = [256 * np.arange(max(round(side / 256), 1)) for side in mean.shape]
+    middles = [
+        mean[np.ix_(*(np.minimum(at + k, side - 1) for at, k, side in zip(starts, middle, mean.shape, strict=True)))]
+        for middle in itertools.product((127, 128), repeat=2)
+    ]
     return {"global_mean": float(mean.mean()), "per_patch_min_256": float(np.mean(middles, axis=0).min())}
 
 

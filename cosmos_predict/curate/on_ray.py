@@ -10,14 +10,14 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from loguru import logger
 
 from cosmos_predict.curate.own import MODULE
 from cosmos_predict.curate.stage import Stage, Video
-from cosmos_predict.errors import MissingDependencyError
+from cosmos_predict.errors import ConfigError, MissingDependencyError
 
 TRIES = 2  # of a video whose worker dies, in one run
 Drive = Callable[[Video, Sequence[Stage]], None]
@@ -41,6 +41,19 @@ class Worker:
         return video
 
 
+def places(resources: Mapping[str, float], workers: int, gpus: float) -> int:
+    """Return how many actors to make: `workers`, or as many as fit (0) on a cluster of so many CPU and GPU.
+
+    Raises ConfigError where they do not fit: Ray would wait for more machines, without a word.
+    """
+    cpus, there = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    fit = min(cpus, int(there * int(1 / gpus) if gpus <= 1 else there // gpus)) if gpus else cpus
+    if not 0 < (workers or fit) <= fit:
+        asked = f"--workers {workers or 1} of one CPU and --ray-gpus-per-worker {gpus:g}"
+        raise ConfigError(f"{asked} do not fit on the cluster: it has {cpus} CPUs and {there} GPUs, room for {fit}")
+    return workers or fit
+
+
 def run(
     videos: Iterable[Video],
     stages: Sequence[Stage],
@@ -56,11 +69,12 @@ def run(
 
     Args:
         drive: takes a video through stages.
-        workers: actors, of one CPU each; 0: as many as the cluster has CPUs.
+        workers: actors, of one CPU each; 0: as many as the cluster has room for.
         address: of a running cluster, or "auto"; "": one of this machine, for this run.
         gpus: share of a GPU that each actor takes.
 
-    Raises MissingDependencyError without Ray; what a stage's `setup` or `finish` raises.
+    Raises MissingDependencyError without Ray, ConfigError where the workers do not fit on the cluster; what a
+    stage's `setup` or `finish` raises.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -73,7 +87,7 @@ def run(
     here: dict[str, Any] = {"num_cpus": workers or os.cpu_count(), "include_dashboard": False}
     ray.init(log_to_driver=False, logging_level="ERROR", **({"address": address} if address else here))
     try:
-        count = workers or int(ray.cluster_resources().get("CPU", 1))
+        count = places(ray.cluster_resources(), workers, gpus)
         make = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1)(Worker).remote
         actors = [make(stages, drive) for _ in range(count)]
         try:
@@ -98,7 +112,8 @@ def run(
                     logger.warning(f"{video.relative}: its worker died ({type(error).__name__}); once more")
                     give(actor, video, tries + 1)
                     continue
-                message = f"its worker died {TRIES} times ({type(error).__name__})"
+                cause = " ".join(str(getattr(error, "cause", None) or error).split())
+                message = f"its worker died {TRIES} times ({type(error).__name__}: {cause[-400:]})"
                 video.error = {"stage": "any", "type": "WorkerDied", "message": message}
             finish(video)
             give(actor, next(waiting, None))

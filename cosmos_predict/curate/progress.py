@@ -40,9 +40,9 @@ class Progress:
             for problem in problems[:5]:
                 logger.error(f"{video.relative}: {problem['stage']}: {problem['message']}")
             if not video.clips and not video.error:
-                logger.warning(f"{video.relative}: no clip: {video.footage.facts['no_clips']}")
+                logger.warning(f"{video.relative}: no clip: {video.footage.facts.get('no_clips', '')}")
         self.videos, self.errors = self.videos + 1, self.errors + len(problems)
-        self.kept += sum(clip.alive for clip in video.clips)
+        self.kept += 0 if video.error else sum(clip.alive for clip in video.clips)
         self.rejected.update(clip.rejected for clip in video.clips if clip.rejected)
         self.bar.update()
         self.line.set_description_str(str(self))

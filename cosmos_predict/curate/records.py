@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,16 @@ class Records:
                 finally:
                     faulthandler.enable() if handled else faulthandler.disable()
             shutil.rmtree(self.work, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def lock_all(self) -> Iterator[None]:
+        """`lock`, and every shard's that has ever worked in this scratch folder; what their processes left stays."""
+        refusal = f"{self.output.root}: another process works on it; wait until split has ended"
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.lock([]))
+            for path in {self.work.with_name("shard-1-1.lock"), *self.work.parent.glob("shard-*-*.lock")}:
+                stack.enter_context(hold(path, refusal))
+            yield
 
     def todo(self, videos: Iterable[Video], redo: str, max_attempts: int) -> tuple[list[Video], Counter[str]]:
         """Return the videos to work on, and how many others there are by reason.
@@ -178,21 +188,35 @@ class Records:
             clip.rejected, clip.rejected_by = known["rejected"], known.get("rejected_by", "")
             video.clips.append(clip)
             if text := self.output.read(f"metas/v0/{name}.json"):
-                clip.meta = json.loads(text)
-                clip.place, clip.frames = clip.meta["clip_location"], clip.meta["num_frames"]
-                for row in clip.meta["windows"]:
-                    caption = row.get(f"{clip.meta['caption_source']}_caption", "")
-                    enhanced = [text for key, text in row.items() if key.endswith("_enhanced_caption")]
-                    clip.windows.append(Window(row["start_frame"], row["end_frame"], caption, *enhanced))
+                try:
+                    self._restore_meta(clip, text)
+                except (ValueError, TypeError, KeyError, AttributeError) as error:
+                    meta, made = self.output.uri(f"metas/v0/{name}.json"), self.output.uri(f"{FOLDER}/{relative}.json")
+                    repair = f"remove {made}, and split makes the video again"
+                    raise CorruptFileError(f"{meta}: not a clip's meta ({error!r}); {repair}") from error
             clip.span = (clip.meta or {"duration_span": (0.0, known["duration"])})["duration_span"]
         return video
 
-    def summarise(self) -> dict[str, Any]:
-        """Write `summary.json`: totals, and the clips of each video; return the totals and {place: message} of errors."""
+    @staticmethod
+    def _restore_meta(clip: Clip, text: str) -> None:
+        clip.meta = json.loads(text)
+        clip.place, clip.frames = clip.meta["clip_location"], clip.meta["num_frames"]
+        for row in clip.meta["windows"]:
+            caption = row.get(f"{clip.meta['caption_source']}_caption", "")
+            enhanced = [text for key, text in row.items() if key.endswith("_enhanced_caption")]
+            clip.windows.append(Window(row["start_frame"], row["end_frame"], caption, *enhanced))
+
+    def summarise(self, of: Collection[str] | None = None) -> dict[str, Any]:
+        """Write `summary.json`: totals, and the clips of each video; return the totals, `errors` {place: message}, `bare`.
+
+        of: the videos whose errors are returned, and of which something should have been kept (`bare`: there are some, and
+        nothing is); None: all, and there should be some.
+        """
         totals, rejected, errors, videos = Counter[str](), Counter[str](), {}, {}
+        told, bare = dict[str, str](), of is None or bool(of)
         for relative in self.videos():
             record = self.read(relative)
-            clips: dict[str, Any] = record["clips"]
+            clips: dict[str, Any] = {} if record["error"] else record["clips"]
             kept = {uuid: clip for uuid, clip in clips.items() if not clip["rejected"] and not clip["error"]}
             dropped = {uuid: clip["rejected"] for uuid, clip in clips.items() if clip["rejected"]}
             totals.update({f"num_videos_{record['status']}": 1, "num_clips_passed": len(kept)})
@@ -202,9 +226,12 @@ class Records:
                 relative: record["error"],
                 **{f"{relative} {uuid}": clip["error"] for uuid, clip in clips.items()},
             }
-            errors |= {where: f"{error['stage']}: {error['message']}" for where, error in problems.items() if error}
+            found = {where: f"{error['stage']}: {error['message']}" for where, error in problems.items() if error}
+            errors |= found
+            if of is None or relative in of:
+                told, bare = {**told, **found}, bare and not kept
             videos[relative] = {key: record[key] for key in ("video_uuid", "num_total_clips", "num_clip_chunks")}
             videos[relative] |= {"source_video": record["video"], "clips": [*kept], "filtered_clips": [*dropped]}
         counts = {"num_processed_videos": len(videos), **totals, "num_clips_filtered_by": dict(rejected)}
         self.output.write("summary.json", json.dumps({**counts, "errors": errors, **videos}, indent=1))
-        return {**counts, "errors": errors}
+        return {**counts, "errors": told, "bare": bare}

@@ -10,7 +10,7 @@ import io
 import json
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -28,9 +28,9 @@ PROBLEMS = 200  # lines
 CHART, PIXELS = (520, 170), 240  # width and height of a histogram; width of a frame
 
 
-def conclude(records: Records) -> dict[str, Any]:
+def conclude(records: Records, of: Collection[str] | None = None) -> dict[str, Any]:
     """Write summary and page from the records of an output folder; return the totals (`Records.summarise`)."""
-    summary = records.summarise()
+    summary = records.summarise(of)
     write_report(records)
     return summary
 
@@ -48,11 +48,12 @@ def write_report(records: Records) -> None:
         if record["status"] == "empty":
             problems.append((relative, f"no clip: {record.get('no_clips', '')}"))
         given_up = " (tried several times)" if record["attempts"] > 1 else ""
-        for where, error in [(relative, record["error"]), *((n, c["error"]) for n, c in record["clips"].items())]:
+        clips = {} if record["error"] else record["clips"]
+        for where, error in [(relative, record["error"]), *((n, c["error"]) for n, c in clips.items())]:
             if error:
                 place = relative if where == relative else f"{relative} {where}"
                 problems.append((place, f"{error['stage']}: {error['message']}{given_up}"))
-        for name, clip in record["clips"].items():
+        for name, clip in clips.items():
             if clip["error"]:
                 continue
             (rejected[clip["rejected"]] if clip["rejected"] else kept).append((relative, name))

@@ -24,6 +24,7 @@ from cosmos_predict.curate.write import Write
 from cosmos_predict.errors import DataError
 
 DUPLICATE = "duplicate"
+REVISION = "all"  # in place of I/N: scratch of its own, so that the next split still finds what a crashed one left
 # From options and records, the stages that a restored video goes through.
 Choose = Callable[[dict[str, Any], Records], list[Stage]]
 
@@ -67,8 +68,9 @@ class Recaption(Stage):
             item.path = self.output.fetch(item.place, item.video.scratch / f"{item.uuid}.mp4")
             self.caption.process(item)
             item.meta["caption_source"], self.made = self.source, self.made + 1
+            item.texts_stay = False
         except Exception as error:  # of whatever kind: it must not take the clip out of the dataset
-            item.windows, self.failed[f"{item.video.relative} {item.uuid}"] = before, str(error)
+            item.windows, self.failed[f"{item.video.relative} {item.uuid}"] = before, engine.reason(error)
 
     def teardown(self) -> None:
         self.caption.teardown()
@@ -86,7 +88,8 @@ class Deduplicate(Stage):
         for clip in item.clips:
             if clip.rejected_by == self.name:
                 clip.rejected = clip.rejected_by = ""
-            clip.scores.pop("duplicate_of", None)
+            for score in ("duplicate_of", "duplicate_similarity"):
+                clip.scores.pop(score, None)
             if clip.uuid in self.found and clip.alive:
                 clip.scores["duplicate_of"], clip.scores["duplicate_similarity"] = self.found[clip.uuid]
                 clip.reject(DUPLICATE)
@@ -124,13 +127,24 @@ def recaption(
 def revise(results: Store, run: Mapping[str, Any], given: Mapping[str, Any], choose: Choose) -> dict[str, Any]:
     """Take every video that is done, as recorded, through stages and write it again; return the new totals.
 
-    run: options that change no result; given: those that differ from the recorded ones from now on.
+    run: options that change no result; given: those that differ from the recorded ones from now on. A video that fails stays
+    as it was recorded; the totals' errors name it.
 
-    Raises DataError where the folder holds no records.
+    Raises DataError where the folder holds no records, CorruptFileError for a record or a meta that cannot be read,
+    ConfigError while another process works on any shard.
     """
-    records = Records(results, {}, work=run["work_dir"])
+    records, failed = Records(results, {}, REVISION, run["work_dir"]), dict[str, str]()
     groups = defaultdict[str, list[str]](list)
-    with records.lock([]):
+
+    def finish(video: Video) -> None:
+        if video.error:
+            whole = records.read(video.relative)["status"] == "done"
+            now = "it stays as it was" if whole else "half written; split makes it again"
+            failed[video.relative] = f"{video.error['stage']}: {video.error['message']}; {now}"
+        else:
+            records.finish(video)
+
+    with records.lock_all():
         for relative in records.videos():
             record = records.read(relative)
             if record["status"] == "done":
@@ -144,5 +158,6 @@ def revise(results: Store, run: Mapping[str, Any], given: Mapping[str, Any], cho
             records.options = {**old, **given}
             options = {**run, **records.options}
             stages = [*choose(options, records), Write(options, records)]
-            engine.run(map(records.restore, members), stages, records.finish, run["executor"], run["workers"])
-        return conclude(records)
+            engine.run(map(records.restore, members), stages, finish, run["executor"], run["workers"])
+        summary = conclude(records)
+        return {**summary, "errors": {**summary["errors"], **failed}}

@@ -29,7 +29,8 @@ SUFFIXES = (*VIDEO_SUFFIXES, ".ts")
 def split(
     source: str | Path, output: str | Path, options: Mapping[str, Any], run_options: Collection[str]
 ) -> dict[str, Any]:
-    """Curate the videos below `source` into `output`; return the totals of all that is there (`Records.summarise`).
+    """Curate the videos below `source` into `output`; return the totals of all that is there, and the errors of the videos of
+    this shard (`Records.summarise`).
 
     source, output: folders, or prefixes s3://BUCKET/KEY. options: values by name, as in `options.yaml`; run_options: names
     of those that change no result.
@@ -74,7 +75,7 @@ def split(
         chosen = [stage for stage in stages if not dry or stage.name in ("fetch", "ingest", "split")]
         ray = {"address": options["ray_address"], "gpus": options["ray_gpus_per_worker"]}
         engine.run(todo, chosen, finish, options["executor"], options["workers"], **ray)
-        return {} if dry else conclude(records)
+        return {} if dry else conclude(records, listed)
 
 
 def open_records(results: Store, options: Mapping[str, Any], run_options: Collection[str]) -> Records:
@@ -112,11 +113,21 @@ def list_videos(source: Store | Path, shard: str = "1/1") -> tuple[dict[str, lis
         raise ConfigError(f"--shard {shard}: expected I/N with I in 1..N, as 2/8")
     source = source if isinstance(source, Store) else Store(source)
     files = source.files()
+    for place in [place for place in files if not _is_text(place)]:
+        logger.error(f"{place!r} is left out: its name is not UTF-8, so no record can name it; rename it")
+        del files[place]
     videos = {place: stamp for place, stamp in files.items() if Path(place).suffix.lower() in SUFFIXES}
     if not videos:
         raise DataError(f"{source.root}: no folder with videos ({' '.join(SUFFIXES)})")
     mine = {place: stamp for place, stamp in videos.items() if zlib.crc32(place.encode()) % parts == part - 1}
     return mine, [place for place in files if place not in videos]
+
+
+def _is_text(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def check(dataset: Path, num_frames: int) -> tuple[int, dict[str, str]]:

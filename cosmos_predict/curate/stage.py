@@ -50,6 +50,7 @@ class Clip:
     rejected_by: str = ""  # name of the stage
     place: str = ""  # where its mp4 is below the output folder, once it is written
     meta: dict[str, Any] = field(default_factory=dict)  # of a written clip: its `metas/v0/` file
+    texts_stay: bool = True  # of a written clip: captions that were edited in the dataset are not replaced
     error: dict[str, str] = field(default_factory=dict)  # stage, type and message of what a stage raised
 
     def reject(self, reason: str) -> None:

@@ -22,6 +22,15 @@ from cosmos_predict.errors import ConfigError
 Options = Mapping[str, Any]  # names as in `options.yaml`, with underscores
 
 
+LEAST = {"limit": 0, "limit_clips": 0, "workers": 0, "max_attempts": 1, "num_frames": 1}  # of numbers
+LEAST |= {
+    "captioning_window_size": 4,
+    "captioning_remainder_threshold": 1,
+    "openai_max_retries": 0,
+    "fixed_stride_split_duration": 1,
+}
+
+
 def settle(options: Options) -> dict[str, Any]:
     """Return the options with what this machine decides: shots by contents where there are no weights of TransNetV2.
 
@@ -33,6 +42,12 @@ def settle(options: Options) -> dict[str, Any]:
         Path(options["model_weights_path"]) / "transnetv2" / "transnetv2-pytorch-weights.pth",
     )
     settled["transnetv2_weights"] = weights = options["transnetv2_weights"] or str(default)
+    shortest = min(options["captioning_window_size"], options["captioning_remainder_threshold"])
+    if shortest <= options["num_frames"] and options["generate_cosmos_predict_dataset"] != "disable":
+        logger.warning(
+            f"windows may have only {shortest} frames, fewer than training samples of {options['num_frames']} and one to "
+            "spare: --captioning-window-size and --captioning-remainder-threshold should be larger, or --num-frames smaller"
+        )
     if options["dataset_caption"] == "enhanced" and not options["enhance_captions"]:
         raise ConfigError("--dataset-caption enhanced: there are no enhanced captions without --enhance-captions")
     if options["splitting_algorithm"] == "transnetv2" and not Path(weights).is_file():
@@ -45,7 +60,13 @@ def settle(options: Options) -> dict[str, Any]:
 
 
 def build_stages(options: Options) -> list[Stage]:
-    """Return the stages that (settled) options ask for, in order, but for `Write`: ingest and split are the first two."""
+    """Return the stages that (settled) options ask for, in order, but for `Write`: ingest and split are the first two.
+
+    Raises ConfigError for a number that is too small.
+    """
+    for name, least in LEAST.items():
+        if options.get(name, least) < least:
+            raise ConfigError(f"--{name.replace('_', '-')} {options[name]}: expected {least} or more")
     stages: list[Stage] = [Ingest(), Split(options), Transcode(options)]
     if options["motion_filter"] != "disable":
         stages.append(MotionFilter(options))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmos_predict.errors import ConfigError, DataError, MissingDependencyError
-from cosmos_predict.io.atomic import atomic_write_text
+from cosmos_predict.io.atomic import atomic_path, atomic_write_text
 
 DATASET = "cosmos_predict2_video2world_dataset"  # the folder that the trainer reads, below the output folder
 
@@ -63,7 +63,7 @@ class Store:
             }
         else:
             marks = {}
-            for folder, folders, names in os.walk(Path(self.root, below)):
+            for folder, folders, names in os.walk(Path(self.root, below), onerror=self._unlistable):
                 folders[:] = [name for name in folders if not name.startswith(".")]
                 for path in (Path(folder, name) for name in names):
                     with contextlib.suppress(FileNotFoundError):  # another process has just removed it
@@ -71,6 +71,11 @@ class Store:
                         marks[path.relative_to(self.root).as_posix()] = [stat.st_size, stat.st_mtime_ns]
         shown = (place for place in marks if "/." not in f"/{place}")
         return {place: marks[place] for place in sorted(shown, key=Path)}
+
+    @staticmethod
+    def _unlistable(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):  # nothing is there, or no longer
+            raise DataError(f"{error.filename}: cannot be listed ({type(error).__name__}: {error.strerror})") from error
 
     def read(self, place: str) -> str | None:
         """Return a text, None where there is none."""
@@ -92,13 +97,11 @@ class Store:
         if self.remote:
             self.system.put_file(str(source), self.uri(place))
             return
-        target = Path(self.uri(place))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-        try:
-            os.link(source, target)
-        except OSError:  # a file system without links
-            shutil.copyfile(source, target)
+        with atomic_path(self.uri(place)) as temporary:
+            try:
+                os.link(source, temporary)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(source, temporary)
 
     def fetch(self, place: str, target: Path) -> Path:
         """Return a file as one of this machine: itself, or a copy at `target`. Raises DataError where it cannot be read."""

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cosmos_predict.curate.media import read_parts
 from cosmos_predict.curate.spans import caption_windows, shown_frames, shown_size
 from cosmos_predict.curate.stage import Clip, Window
-from cosmos_predict.data.video_reader import probe, read_frames, write_video
+from cosmos_predict.data.video_reader import probe, write_video
 from cosmos_predict.errors import CheckpointError, ConfigError, DataError, MissingDependencyError
 
 Options = Mapping[str, Any]
@@ -45,10 +46,12 @@ def watch(clip: Clip, window: Window, rate: float = 2.0) -> np.ndarray:
     """Return what a model is shown of a window, uint8 RGB (n, H, W, 3): see `spans.shown_frames` and `shown_size`."""
     fps = probe(clip.path).fps
     counts = [len(shown_frames((other.start, other.end), fps, rate)) for other in clip.windows or [window]]
-    frames = read_frames(clip.path, shown_frames((window.start, window.end), fps, rate))
-    height, width = shown_size(frames.shape[1], frames.shape[2], sum(counts))
-    resized = [Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC) for frame in frames]
-    return np.stack([np.asarray(frame) for frame in resized])
+    shown, resized = shown_frames((window.start, window.end), fps, rate), list[np.ndarray]()
+    for part in read_parts(clip.path, shown):
+        height, width = shown_size(part.shape[1], part.shape[2], sum(counts))
+        images = [Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC) for frame in part]
+        resized += [np.asarray(image) for image in images]
+    return np.stack(resized)
 
 
 class Endpoint:

@@ -16,7 +16,8 @@ from cosmos_predict.data.video_reader import probe
 class Write(Stage):
     """Puts a video's results in their places: first the record says which files, then they appear.
 
-    A clip that is in its place already (`curate filter` and the like) stays there, and so do its windows.
+    A clip that is in its place already (`curate filter` and the like) stays there, and so do its windows,
+    and a caption that was edited in the dataset, unless it has just been captioned again.
     """
 
     name = "write"
@@ -49,7 +50,12 @@ class Write(Stage):
                 scratch.mkdir(parents=True, exist_ok=True)
                 media.cut(whole, path, window.start, window.end + 1, self.options["transcode_crf"])
         text = window.enhanced if self.options["dataset_caption"] == "enhanced" else window.caption
-        return {video: path, **({f"{DATASET}/metas/{stem}.txt": text} if text else {})}
+        if not text:
+            return {video: path}
+        place = f"{DATASET}/metas/{stem}.txt"
+        written = clip.place and clip.texts_stay and place in clip.video.outputs
+        edited = written and self.records.output.read(place) not in (None, window.caption, window.enhanced or None)
+        return {video: path, place: None if edited else text}
 
     def _meta(self, clip: Clip, place: str) -> dict[str, Any]:
         """Return what the published tool notes of a clip, and which captioner wrote."""

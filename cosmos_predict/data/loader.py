@@ -101,11 +101,14 @@ def read_batch(dataset: Dataset[Any], numbers: Sequence[int]) -> list[dict[str, 
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return samples as a batch, with torch's rules; of a single one the tensors are not copied."""
+    """Return samples as a batch, with torch's rules; of a single one the tensors are not copied.
+
+    All are contiguous: memory that is seen in several places at once cannot be pinned.
+    """
     if len(samples) > 1:
         return default_collate(samples)
     return {
-        name: value[None] if isinstance(value, torch.Tensor) else default_collate([value])
+        name: value[None].contiguous() if isinstance(value, torch.Tensor) else default_collate([value])
         for name, value in samples[0].items()
     }
 

@@ -105,13 +105,15 @@ class MultiviewDataset(VideoFolderDataset):
 
     def _probe(self, path: Path) -> VideoInfo:
         """What the first view holds, with the frames of the shortest; raises DataError where the rates differ."""
-        views = [self._videos[camera][path.stem] for camera in self.cameras if path.stem in self._videos[camera]]
-        infos = [super(MultiviewDataset, self)._probe(view) for view in views]
+        infos = [super(MultiviewDataset, self)._probe(view) for view in self._views(path)]
         rates = [info.fps for info in infos]
         if max(rates) > 1.01 * min(rates):
             raise DataError(f"the views' frames per second differ: {', '.join(f'{rate:g}' for rate in rates)}")
         shortest = min(infos, key=lambda info: info.frames)
         return dataclasses.replace(infos[0], frames=shortest.frames, duration=shortest.duration)
+
+    def _views(self, path: Path) -> list[Path]:
+        return [self._videos[camera][path.stem] for camera in self.cameras if path.stem in self._videos[camera]]
 
     def entries(self) -> tuple[list[Entry], Path, str]:
         folder, text = self.dataset_dir, self.dataset_dir / "t5_xxl"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
@@ -241,6 +242,10 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
     def _probe(self, path: Path) -> VideoInfo:
         return video_reader.probe(path)
 
+    def _views(self, path: Path) -> list[Path]:
+        """Return the files that what `_probe` says of a clip depends on."""
+        return [path]
+
     def _load(self, clip: Clip, sample_number: int) -> dict[str, Any]:
         number = torch.tensor(sample_number, dtype=torch.int64)
         return {**self.load(clip, self.frame_ids(clip, sample_number)), "sample_number": number}
@@ -301,7 +306,7 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         if encoder is not None:
             remedy = "use one, or remove the files"
             check_same_encoder(made_by, encoder.name, text_dir, "the dataset's text_encoder", remedy)
-        probed = _probe_all(files, folder / INDEX_NAME, self._probe)
+        probed = _probe_all(files, folder / INDEX_NAME, self._probe, self._views)
         infos = [entry.problem or info for entry, info in zip(entries, probed, strict=True)]
         names = [label(path, folder) for path in files]
         clips: list[Clip] = []
@@ -356,21 +361,29 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
 
 
 def stale_captions(entries: Sequence[Entry], text_dir: Path) -> list[str]:
-    """Return the names of entries whose caption is no longer the one that their embedding was made of, as far as is known."""
-    index, stale = index_file(text_dir), []
-    known = read_index(text_dir).captions
-    for entry in entries:
-        meta = text_dir.parent / "metas" / f"{entry.name}.txt"
-        if entry.embedding is None or entry.caption is None or entry.name not in known:
-            continue
-        if meta.is_file() and meta.stat().st_mtime_ns < index.stat().st_mtime_ns:
-            continue  # not touched since
+    """Return the names of entries whose caption is no longer the one that their embedding was made of, as far as is known.
+
+    Captions that are older than the index of the embeddings are not read again.
+    """
+    known, metas = read_index(text_dir).captions, text_dir.parent / "metas"
+    if not known:
+        return []
+    indexed = index_file(text_dir).stat().st_mtime_ns
+    old: set[str] = set()
+    if metas.is_dir():
+        with os.scandir(metas) as files:
+            old = {file.name for file in files if file.stat().st_mtime_ns < indexed}
+
+    def is_stale(entry: Entry) -> bool:
+        if None in (entry.embedding, entry.caption) or entry.name not in known or f"{entry.name}.txt" in old:
+            return False
         try:
-            changed = known[entry.name] != fingerprint(entry.caption())
+            return entry.caption is not None and known[entry.name] != fingerprint(entry.caption())
         except DataError:  # emptied, say
-            changed = True
-        stale += [entry.name] if changed else []
-    return stale
+            return True
+
+    with ThreadPoolExecutor(8) as pool:
+        return [entry.name for entry, stale in zip(entries, pool.map(is_stale, entries), strict=True) if stale]
 
 
 def _times(video: Path, info: VideoInfo) -> np.ndarray:
@@ -378,9 +391,11 @@ def _times(video: Path, info: VideoInfo) -> np.ndarray:
     return video_reader.frame_times(video) if info.variable_frame_rate else np.arange(info.frames) / info.fps
 
 
-def _probe_all(videos: list[Path], index_file: Path, probe: Callable[[Path], VideoInfo]) -> list[VideoInfo | str]:
-    """Probe all files, by threads; the reason in place of what cannot be read. Large folders keep an index file, keyed
-    by name, size and time of change, so that a start does not open every file again."""
+def _probe_all(
+    videos: list[Path], index_file: Path, probe: Callable[[Path], VideoInfo], views: Callable[[Path], list[Path]]
+) -> list[VideoInfo | str]:
+    """Probe all files, by threads; the reason in place of what cannot be read. Large folders keep an index file, keyed by name,
+    and size and time of change of all the `views` of a clip, so that a start does not open every file again."""
     known: dict[str, Any] = {}
     if len(videos) >= _INDEX_FROM and index_file.is_file():
         try:
@@ -391,8 +406,7 @@ def _probe_all(videos: list[Path], index_file: Path, probe: Callable[[Path], Vid
     def look_up(path: Path) -> tuple[list[int], VideoInfo | str]:
         key: list[int] = []
         try:
-            status = path.stat()
-            key = [status.st_size, status.st_mtime_ns]
+            key = [number for s in map(Path.stat, views(path)) for number in (s.st_size, s.st_mtime_ns)]
             entry = known.get(label(path, index_file.parent))
             return key, VideoInfo(*entry[1]) if entry and entry[0] == key else probe(path)
         except (DataError, OSError) as error:
@@ -405,9 +419,10 @@ def _probe_all(videos: list[Path], index_file: Path, probe: Callable[[Path], Vid
         for path, (key, info) in zip(videos, results, strict=True)
         if isinstance(info, VideoInfo)
     }
-    if len(videos) >= _INDEX_FROM and fresh != known:
+    merged = {**known, **fresh}  # other splits of the folder have theirs in the file
+    if len(videos) >= _INDEX_FROM and merged != known:
         try:
-            atomic_write_text(index_file, json.dumps(fresh))
+            atomic_write_text(index_file, json.dumps(merged))
         except OSError as error:
             logger.debug("{}: index not written ({})", index_file, error)
     return [info for _, info in results]

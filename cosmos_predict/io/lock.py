@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import weakref
 from pathlib import Path
 from typing import IO
+
+from loguru import logger
 
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.io.atomic import make_folder
@@ -17,13 +20,18 @@ os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _LOCKS])
 
 
 def hold(path: Path, refusal: str) -> IO[str]:
-    """Return the open lock file `path`, held until it is closed; raises ConfigError(`refusal`) where another process has it."""
+    """Return the open lock file `path`, held until it is closed; raises ConfigError(`refusal`) where another process has it.
+
+    A file system without locks (some network ones) is told of once, and nothing is held.
+    """
     make_folder(path.parent)
     lock = path.open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        lock.close()
-        raise ConfigError(refusal) from error
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            lock.close()
+            raise ConfigError(refusal) from error
+        logger.warning("{}: this file system has no locks ({}): nothing keeps a second run away", path, error)
     _LOCKS.add(lock)
     return lock

@@ -308,7 +308,7 @@ class WorldModel(nn.Module):
 def _send(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a host tensor on `device`; pinned, so that the copy does not wait for the work that is queued there."""
     if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
+        tensor = tensor.contiguous().pin_memory()
     return tensor.to(device, non_blocking=tensor.is_pinned())
 
 

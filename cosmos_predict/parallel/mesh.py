@@ -169,7 +169,8 @@ def make_mesh(ranks: Ranks, sizes: MeshSizes, device: torch.device, *, always: b
     if sizes.tensor > 1:
         weights, tensor = root["replicate", "shard"], root["tensor"]
     if sizes.context > 1:
-        context = init_device_mesh(
-            device.type, (sizes.data, sizes.context, sizes.tensor), mesh_dim_names=("data", "context", "tensor")
-        ).get_group("context")
+        order = torch.arange(sizes.world).view(sizes.data, sizes.context, sizes.tensor)
+        members = order.transpose(1, 2).reshape(-1, sizes.context).tolist()
+        mine: Any = dist.new_subgroups_by_enumeration(members)[0]  # torch's annotation calls it a number
+        context = mine
     return Mesh(ranks, sizes, weights, context, tensor)

@@ -12,6 +12,8 @@ from cosmos_predict.config.debug import launched_ranks
 from cosmos_predict.config.lazy import TARGET, instantiate
 from cosmos_predict.config.schema import Config
 from cosmos_predict.config.tree import to_tree, walk
+from cosmos_predict.data.transforms import aspect_sizes
+from cosmos_predict.errors import ConfigError
 from cosmos_predict.models.build import torch_dtype
 from cosmos_predict.models.config import ModelConfig
 from cosmos_predict.networks.dit import DiT, build_dit
@@ -19,9 +21,9 @@ from cosmos_predict.networks.flops import count_tokens, training_flops
 from cosmos_predict.networks.lora import inject_lora
 from cosmos_predict.parallel.activation import POLICIES, activation_bytes
 from cosmos_predict.parallel.mesh import MeshSizes
-from cosmos_predict.parallel.tensor_parallel import check_sequence_parallel, check_tensor_parallel, is_divided
+from cosmos_predict.parallel.tensor_parallel import check_tensor_parallel, is_divided
 from cosmos_predict.tokenizers.load import load_tokenizer
-from cosmos_predict.training.trainer import accumulation_steps, check_frames, check_lengths, mesh_of
+from cosmos_predict.training.trainer import accumulation_steps, check_frames, check_lengths, check_tokens, mesh_of
 from cosmos_predict.training.validation import NOT_HELD_OUT
 
 # Bytes of both moments of a parameter; in 8 bits there is a float32 scale for 256 values of each.
@@ -132,7 +134,15 @@ def forecast(config: Config) -> str:
         every, bytes_each = trainer.checkpoint_every_n_blocks, _compute_bytes(config, net)
         here = tokens // (sizes.context if frames > 1 else 1)
         if sequence:
-            check_sequence_parallel(sizes.tensor, tokens // (shape[0] // pipe.net.patch_temporal))
+            step = tokenizer.spatial_compression_factor * pipe.net.patch_spatial
+            boxes = [tuple(int(side) for side in part.video_size) for part in parts if part.get("video_size")]
+            check_tokens({(h, w): (h // step) * (w // step) for h, w in boxes}, sizes)
+            boxes = [box for part in parts if part.get("aspect_buckets") for box in aspect_sizes(part.video_size)]
+            for h, w in dict.fromkeys(boxes):
+                try:
+                    check_tokens({(h, w): (h // step) * (w // step)}, sizes)
+                except ConfigError as error:
+                    lines.append(f"warning      a run refuses clips of that shape, if the data has any: {error}")
         shared = (sizes.tensor, sequence)
         kept = {name: batch * activation_bytes(pipe.net, here, name, every, bytes_each, *shared) for name in POLICIES}
     parts = " + ".join(f"{part} {_size(size)}" for part, size in memory.items())

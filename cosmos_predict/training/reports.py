@@ -13,7 +13,7 @@ from cosmos_predict.config.lazy import configurable
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.io.atomic import atomic_path, atomic_write_text
 from cosmos_predict.networks.lora import lora_layers
-from cosmos_predict.parallel.shards import own, whole
+from cosmos_predict.parallel.shards import lies_over, own, whole
 from cosmos_predict.training.callbacks import Callback, StepReport
 
 if TYPE_CHECKING:
@@ -82,7 +82,10 @@ class WeightsReport(Callback):
             return
         parameters = dict(trainer.model.named_parameters())
         table = torch.tensor([_movement(self.before[name], parameters[name]) for name in self.before])
-        # Copies of a shard on several ranks count alike above and below the fraction.
+        # Copies of a shard on several ranks count alike above and below the fraction, but for those that every rank of a
+        # tensor group has of what is not divided over it.
+        copies = [1 if lies_over(parameters[name], "tensor") else trainer.sizes.tensor for name in self.before]
+        table[:, :2] /= torch.tensor(copies)[:, None]
         table = trainer.mesh.sum(table.to(trainer.device))
         effect = adapter_effect(trainer.model.net)
         if trainer.ranks.rank == 0:

@@ -40,7 +40,8 @@ from cosmos_predict.parallel.context_parallel import apply_context_parallel, che
 from cosmos_predict.parallel.distributed import Ranks
 from cosmos_predict.parallel.fsdp import average_gradients, initialise, shard_head, shard_network
 from cosmos_predict.parallel.mesh import Mesh, MeshSizes, make_mesh, mesh_sizes
-from cosmos_predict.parallel.tensor_parallel import apply_tensor_parallel
+from cosmos_predict.parallel.same_batch import check_same_batch
+from cosmos_predict.parallel.tensor_parallel import apply_tensor_parallel, check_sequence_parallel
 from cosmos_predict.tokenizers.base import VideoTokenizer
 from cosmos_predict.training.callbacks import Callback, LossRecord, StepReport
 from cosmos_predict.training.ema import PowerEMA
@@ -101,6 +102,8 @@ class Trainer:
         if tokenizer is not None and num_frames is not None:
             check_frames(self.model.config.pipe_config, tokenizer, int(num_frames), self.sizes)
         check_lengths(latent_frames(self.model, self.dataset), self.model.net.config.num_heads, self.sizes)
+        if config.model_parallel.sequence_parallel:
+            check_tokens(frame_tokens(self.model, self.dataset), self.sizes)
         net, self.units = self.model.net, [self.model.net, *filter(None, [self.model.logvar])]
         if self.trains_lora:
             options = self.model.config  # float32 adapters cost little, beside weights of any precision
@@ -280,6 +283,7 @@ class Trainer:
             started = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - started
+            check_same_batch(self.mesh, batch, self.device)
             out = self.model.training_loss(batch, seed)
             average_gradients(self.units, self.mesh, last=micro == self.accumulation - 1)
             (out.loss / self.accumulation).backward()
@@ -422,6 +426,30 @@ def check_lengths(lengths: Mapping[int, int], heads: int, sizes: MeshSizes) -> N
                 check_context_parallel(sizes.context, made, heads, sizes.tensor)
         except ConfigError as error:
             raise ConfigError(f"samples of {count} frames (num_frames or length_buckets): {error}") from None
+
+
+def frame_tokens(model: WorldModel, dataset: Any) -> dict[tuple[int, int], int]:
+    """Return {(H, W): tokens of a latent frame} of the samples of `dataset`, of all its buckets, as far as they are known.
+
+    Read, where the dataset has them: `shapes`, else `video_size`, and `latent_shapes`, {(T, H, W): (C, t, h, w)}.
+    """
+    tokenizer, patch = model.tokenizer_holder[0], model.net.config.patch_spatial
+    nominal, known = getattr(dataset, "video_size", None), {}
+    if tokenizer is not None:
+        step = tokenizer.spatial_compression_factor * patch
+        sizes = {tuple(shape[1:]) for shape in getattr(dataset, "shapes", ())} or ({tuple(nominal)} if nominal else ())
+        known = {(height, width): (height // step) * (width // step) for height, width in sizes}
+    cached = getattr(dataset, "latent_shapes", {}).items()
+    return known | {(height, width): (h // patch) * (w // patch) for (_, height, width), (*_, h, w) in cached}
+
+
+def check_tokens(tokens: Mapping[tuple[int, int], int], sizes: MeshSizes) -> None:
+    """Raise ConfigError where sequence parallelism cannot divide frames of one of the sizes {(H, W): tokens of a frame}."""
+    for (height, width), count in sorted(tokens.items()):
+        try:
+            check_sequence_parallel(sizes.tensor, count)
+        except ConfigError as error:
+            raise ConfigError(f"samples of {height} x {width} (video_size or aspect_buckets): {error}") from None
 
 
 def mesh_of(config: Config, world_size: int) -> MeshSizes:

@@ -388,7 +388,8 @@ def assert_no_half_sample(out: Path) -> int:
 @pytest.mark.slow
 def test_kill_and_resume(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, flags = tmp_path / "out", ["--num_frames", "57", "--num_chunks", "40", "--num_workers", "2"]
-    process = subprocess.Popen(command(videos, out, *flags), env=ENV, stderr=subprocess.DEVNULL)
+    env = {**ENV, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # another number rounds otherwise
+    process = subprocess.Popen(command(videos, out, *flags), env=env, stderr=subprocess.DEVNULL)
     try:
         limit = time.monotonic() + 120
         while not (out / "2.info.json").exists() and time.monotonic() < limit and process.poll() is None:

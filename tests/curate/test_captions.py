@@ -62,6 +62,32 @@ def test_tables(tmp_path: Path) -> None:
         sidecar(clip(tmp_path), WINDOW)
 
 
+def test_tables_that_name_no_video_are_refused(tmp_path: Path) -> None:
+    table = tmp_path / "captions.csv"
+    for columns in ("clip_id,prompt", "Video_Clip, Text"):
+        table.write_text(f"{columns}\nother,Another.\npush_red_block_01,It.\n")
+        assert sidecar(clip(tmp_path), WINDOW) == "It."
+    table.write_text("filename,caption\nother.mp4,Another.\npush_red_block_01.mp4,It.\n")
+    message = r"captions\.csv: .*no video named in .*columns of a table: file or clip_id or .*; prompt or caption or"
+    with pytest.raises(DataError, match=message):
+        sidecar(clip(tmp_path), WINDOW)
+    table.write_text("file,caption,start,end\npush_red_block_01.mp4,It.,,\n")
+    assert sidecar(clip(tmp_path), WINDOW) == "It."
+    table.write_text("file,caption,start,end\npush_red_block_01.mp4,It.,soon,\n")
+    with pytest.raises(DataError, match=r"captions\.csv: .*could not convert string to float: 'soon'"):
+        sidecar(clip(tmp_path), WINDOW)
+    table.write_text('{"file": "push_red_block_01.mp4"}')
+    with pytest.raises(DataError, match=r"captions\.jsonl: .*no caption in"):
+        table.rename(tmp_path / "captions.jsonl")
+        sidecar(clip(tmp_path), WINDOW)
+
+
+def test_a_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "push_red_block_01.txt").write_bytes("Grün.".encode("latin-1"))
+    with pytest.raises(DataError, match=r"push_red_block_01\.txt: expected a caption in UTF-8, got 'utf-8' codec"):
+        sidecar(clip(tmp_path), WINDOW)
+
+
 def test_template(tmp_path: Path) -> None:
     caption = template("{words} | {stem} | {parent} | {duration} | {fps}")
     assert caption(clip(tmp_path / "kitchen"), WINDOW) == "push red block | push_red_block_01 | kitchen | 5.0 | 24"

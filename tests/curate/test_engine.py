@@ -11,9 +11,10 @@ import pytest
 from loguru import logger
 
 from cosmos_predict.curate import progress
-from cosmos_predict.curate.engine import run
+from cosmos_predict.curate.engine import reason, run
 from cosmos_predict.curate.progress import Progress
 from cosmos_predict.curate.stage import Clip, Stage, Video
+from cosmos_predict.errors import DataError
 
 LOCAL = ("threads", "inline")  # ray: test_ray.py
 
@@ -83,9 +84,25 @@ def test_everything_passes_every_stage_once(executor: str) -> None:
     assert second.most == 1 and (first.most > 1) == (executor == "threads")
     assert first.set_up == second.set_up == last.set_up == 0
     by_name = {video.relative: video for video in done}
-    assert by_name["6"].clips[1].error == {"stage": "first", "type": "RuntimeError", "message": "cannot do 6-1"}
+    assert by_name["6"].clips[1].error == {
+        "stage": "first",
+        "type": "RuntimeError",
+        "message": "RuntimeError: cannot do 6-1",
+    }
     assert by_name["3"].clips[2].rejected == "dropped" and not by_name["3"].clips[2].error
-    assert by_name["5"].error["message"] == "cannot do 5" and not by_name["7"].error
+    assert by_name["5"].error["message"] == "RuntimeError: cannot do 5" and not by_name["7"].error
+
+
+def test_a_failure_is_named_and_its_traceback_logged() -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, level="DEBUG", format="{level} {message}")
+    done: list[Video] = []
+    run(videos(2), [Divide(), Mark("first", bad="1-0")], done.append, "inline")
+    logger.remove(sink)
+    (said,) = [line for line in lines if line.startswith("DEBUG first: RuntimeError: cannot do 1-0")]
+    assert "Traceback" in said and "test_engine.py" in said
+    assert reason(DataError("no video")) == "no video" and reason(OSError("full")) == "full"
+    assert reason(KeyError("fps")) == "KeyError: 'fps'" and reason(TimeoutError()) == "TimeoutError: "
 
 
 @pytest.mark.parametrize("executor", LOCAL)
@@ -152,7 +169,9 @@ def test_table_counts_clips_and_reasons(monkeypatch: pytest.MonkeyPatch, capfd: 
     last = lines[-1]
     assert "videos: 8 of 8; clips: 8 kept, 2 rejected (dropped 2); 2 errors;" in last and "0.0 minutes left" in last
     assert sum("no clip: " in line for line in lines) == 2 and any("videos: 3 of 8" in line for line in lines)
-    assert "ERROR 7: first: cannot do 7-1\n" in lines
+    assert "ERROR 7: first: RuntimeError: cannot do 7-1\n" in lines
+    with contextlib.closing(Progress(1)) as table:
+        table.add(Video("/in/x.mp4", "x.mp4", Path("scratch")))  # of no clips, for no reason that is known
     capfd.readouterr()
     monkeypatch.setattr("os.isatty", lambda descriptor: True)
     with contextlib.closing(Progress(8)) as table:

@@ -14,7 +14,7 @@ from cosmos_predict.curate import aesthetic, media
 from cosmos_predict.curate.filters import AestheticFilter, MotionFilter
 from cosmos_predict.curate.motion import clip_motion, motion_field, motion_scores
 from cosmos_predict.curate.stage import Clip, Video
-from cosmos_predict.data.video_reader import probe, write_video
+from cosmos_predict.data.video_reader import probe, read_frames, write_video
 from cosmos_predict.errors import CheckpointError, ConfigError, DataError
 from tests.curate.running import options_of, run_split
 
@@ -92,6 +92,32 @@ def test_fields() -> None:
     assert motion_field(np.zeros((0, 11)), 256, 256).sum() == 0
     with pytest.raises(ValueError, match="no frame with motion vectors"):
         motion_scores([])
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "beyond"),
+    [
+        (1080, 1920, True),
+        (1920, 1080, True),
+        (384, 640, True),
+        (896, 1408, True),
+        (256, 256, False),
+        (720, 1280, False),
+    ],
+)
+def test_patches_at_the_border(height: int, width: int, beyond: bool) -> None:
+    """Sides that are no multiple of 256: the middle of the last patch may lie on the border, and then counts as that."""
+    field = np.ones((height, width))
+    assert motion_scores([field]) == {"global_mean": 1.0, "per_patch_min_256": 1.0}
+    field[:, width - 1] = field[height - 1] = 0.0
+    assert motion_scores([field])["per_patch_min_256"] == (0.0 if beyond else 1.0)
+
+
+def test_frames_come_in_parts(tmp_path: Path) -> None:
+    write_video(tmp_path / "in.mp4", big_shot(9, 21, moving=True), FPS)
+    parts = [*media.read_parts(tmp_path / "in.mp4", np.arange(0, 21), most=8)]
+    assert [len(part) for part in parts] == [8, 8, 5]
+    np.testing.assert_array_equal(np.concatenate(parts), read_frames(tmp_path / "in.mp4", range(21)))
 
 
 @pytest.mark.slow

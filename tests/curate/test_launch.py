@@ -30,13 +30,17 @@ def submit(*words: str, **given: str) -> subprocess.CompletedProcess[str]:
 def test_array_of_shards(tmp_path: Path) -> None:
     make_set(tmp_path / "in", 4)
     words = ["--input-video-path", str(tmp_path / "in"), "--output-clip-path", str(tmp_path / "out")]
-    counts = []
+    (tmp_path / "in" / "text.mp4").write_text("no video")
+    counts, failures = [], []
     for task in ("3", "4", "5"):
         done = submit(*words, SLURM_ARRAY_TASK_ID=task)
         counts.append(int(re.search(r"(\d+) videos, none done before", done.stderr)[1]))  # type: ignore[index]
-    assert sum(counts) == 4 and max(counts) < 4, counts
+        failed = "failed: text.mp4" in done.stderr
+        assert done.returncode == failed, done.stderr  # of the task whose video it is alone, and 0 without any video
+        failures.append(failed)
+    assert sum(counts) == 5 and max(counts) < 5 and sum(failures) == 1, (counts, failures)
     status, out, err = run_command("report", str(tmp_path / "out"))
-    assert status == 0 and "num_videos_done                  4" in out, err
+    assert status == 1 and "num_videos_done                  4" in out, err
     done = submit(*words, SLURM_ARRAY_TASK_ID="3", SLURM_ARRAY_TASK_MAX="7")
     assert done.returncode == 2 and "a range without gaps" in done.stderr
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
 import pytest
+from loguru import logger
 
+from cosmos_predict.cli import curate as cli
 from cosmos_predict.cli.curate import build_parser, read_options
-from cosmos_predict.curate.stages import build_stages
+from cosmos_predict.curate.stages import build_stages, settle
+from cosmos_predict.errors import ConfigError
 from tests.curate.running import REPOSITORY, options_of
 
 GUIDE = (
@@ -70,6 +74,49 @@ def test_the_command_of_the_guide() -> None:
 def test_published_defaults() -> None:
     options = options_of()
     assert {name: options[name] for name in PUBLISHED} == PUBLISHED
+
+
+def test_a_file_of_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[argparse.Namespace] = []
+    monkeypatch.setattr(cli, "split", lambda args: seen.append(args) or 0)
+    file, words = tmp_path / "options.yaml", ["split", "--input-video-path", "in", "--output-clip-path", "out"]
+
+    def status(*more: str) -> int:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*words, *more])
+        return int(ended.value.code or 0)
+
+    given = (
+        "transnetv2_crop_s: 0\ntranscode-crf: 0\nlimit: 5\ncaptioning-prompt-text: -- what?\naccept_truncated: true\n"
+    )
+    file.write_text(f"{given}dry-run: false\naesthetic-threshold: null\nstage: [a.py:A, b.py:B]\n")
+    for form in ([f"--config={file}"], ["--config", str(file)]):
+        assert status("--limit", "1", *form) == 0
+        args = seen.pop()
+        assert (args.transnetv2_crop_s, args.transcode_crf, args.limit) == (0.0, 0, 1)
+        assert args.captioning_prompt_text == "-- what?" and args.accept_truncated and not args.dry_run
+        assert args.aesthetic_threshold is None and args.stage == ["a.py:A", "b.py:B"]
+    file.write_text("transcode-crf: [18, 30]\n")
+    assert status(f"--config={file}") == 2
+    assert "options.yaml: transcode-crf: expected one value, got [18, 30]" in capsys.readouterr().err
+    assert status("--conf", str(file)) == 2 and not seen  # an abbreviation would be overlooked
+    assert status("--config", str(tmp_path / "none.yaml")) == 2
+    assert "none.yaml: no YAML file of options" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--limit=-1", "--limit-clips=-1", "--captioning-window-size=0", "--max-attempts=0"])
+def test_numbers_that_make_no_sense(flag: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{flag.replace('=', ' ')}: expected \d or more"):
+        build_stages(options_of("--captioning-algorithm", "none", flag))
+
+
+@pytest.mark.parametrize(("size", "warned"), [("64", True), ("93", True), ("94", False), ("256", False)])
+def test_windows_too_short_to_train_on(size: str, warned: bool) -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}")
+    settle(options_of("--captioning-window-size", size, "--splitting-algorithm", "content"))
+    logger.remove(sink)
+    assert any(f"windows may have only {size} frames" in line for line in lines) == warned
 
 
 @pytest.mark.parametrize("option", [name for group in read_options().values() for name in group])

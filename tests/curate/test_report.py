@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cosmos_predict.curate.records import Records
-from cosmos_predict.curate.report import SHOWN, _histogram, _numbers, _spread
+from cosmos_predict.curate.report import SHOWN, _histogram, _numbers, _spread, write_report
 from tests.curate.footage import make_set
 from tests.curate.running import run_command, run_split
 
@@ -134,11 +135,31 @@ def test_a_browser_shows_it(reported: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_to_show(tmp_path: Path) -> None:
-    from cosmos_predict.curate.report import write_report
-
     write_report(Records(tmp_path, {}))
     page = Page((tmp_path / "report.html").read_text())
     assert page.texts["kept"].startswith("Nothing.") and "0videos" in page.texts["facts"]
+
+
+def test_a_failed_video_keeps_no_clip(tmp_path: Path) -> None:
+    """And errors, and whether anything is kept, are told of the videos that are asked for."""
+    clip = {"frames": [0, 100], "duration": 4.0, "rejected": "", "rejected_by": "", "error": {}, "scores": {}}
+    failure = {"stage": "write", "type": "OSError", "message": "disk full"}
+    records = Records(tmp_path, {})
+    for name, error in (("good.mp4", {}), ("bad.mp4", failure)):
+        facts = {"video": name, "video_uuid": "id", "num_total_clips": 1, "num_clip_chunks": 1, "attempts": 1}
+        status = "failed" if error else "done"
+        record = {**facts, "status": status, "error": error, "clips": {name: clip}, "options": {}, "outputs": []}
+        records.output.write(f"processed_videos/{name}.json", json.dumps(record))
+    summary = records.summarise()
+    assert summary["num_clips_passed"] == 1 and summary["total_clip_duration"] == 4.0 and not summary["bare"]
+    assert summary["errors"] == {"bad.mp4": "write: disk full"}
+    write_report(records)
+    facts = Page((tmp_path / "report.html").read_text()).texts["facts"]
+    assert "1clips kept" in facts and "1problems" in facts
+    for names, errors, bare in (((), 0, False), (("good.mp4",), 0, False), (("bad.mp4",), 1, True)):
+        found = records.summarise(names)
+        assert (len(found["errors"]), found["bare"]) == (errors, bare) and found["num_clips_passed"] == 1
+    assert json.loads((tmp_path / "summary.json").read_text())["errors"] == summary["errors"]  # of all, there
 
 
 def test_parts() -> None:

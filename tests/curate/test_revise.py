@@ -12,13 +12,13 @@ import pytest
 
 from cosmos_predict.curate.dedup import dedup, frame_features, repeats
 from cosmos_predict.curate.own import fingerprint
-from cosmos_predict.curate.records import DATASET
-from cosmos_predict.curate.revise import recaption, refilter
+from cosmos_predict.curate.records import DATASET, Records
+from cosmos_predict.curate.revise import REVISION, recaption, refilter
 from cosmos_predict.curate.storage import Store
 from cosmos_predict.data.video_reader import read_frames, write_video
-from cosmos_predict.errors import ConfigError, DataError
+from cosmos_predict.errors import ConfigError, CorruptFileError, DataError
 from tests.curate.footage import FPS, film, make_set, numbers, shot
-from tests.curate.running import finished, options_of, run_split, tree
+from tests.curate.running import finished, options_of, run_command, run_split, tree
 
 OWN = '''
 from cosmos_predict.curate.stage import Clip, Stage
@@ -92,6 +92,63 @@ def test_filter_applies_other_limits(curated: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_failure_leaves_a_video_as_it_was(curated: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(curated / "out", output)
+    before = tree(output)
+    (tmp_path / "own.py").write_text(
+        OWN.format(least=100) + '    def decide(self, item):\n        assert "film_0" not in item.video.relative\n'
+        "        super().decide(item)\n"
+    )
+    stage = f"{tmp_path / 'own.py'}:First"
+    status, out, err = run_command("filter", str(output), "--stage", stage)
+    assert status == 1 and "failed: part0/film_0.mp4: filter: AssertionError: ; it stays as it was" in err, err
+    assert "num_clips_filtered_by            {'first': 2}" in out, out  # the others are judged
+    outputs = json.loads((output / "processed_videos" / "part0" / "film_0.mp4.json").read_text())["outputs"]
+    assert outputs and all(tree(output)[place] == before[place] for place in outputs)
+    place = output / next(place for place in outputs if place.startswith("metas/v0"))
+    place.write_text("{")
+    for run in (
+        lambda: refilter(Store(output), run_options(), {}),
+        lambda: dedup(Store(output), run_options(), 1, None),
+    ):
+        with pytest.raises(CorruptFileError, match=rf"{place.name}: not a clip's meta .*remove .*film_0\.mp4\.json"):
+            run()
+
+
+@pytest.mark.slow
+def test_edited_captions_stay(curated: Path, tmp_path: Path) -> None:
+    output, store = tmp_path / "out", Store(tmp_path / "out")
+    shutil.copytree(curated / "out", output)
+    first, *others = sorted((output / DATASET / "metas").glob("*.txt"))
+    rest = {path: path.read_text() for path in others}
+    first.write_text("Edited by hand.")
+    refilter(store, run_options(), {})
+    recaption(store, run_options(), {"captioning_algorithm": "template"}, False)
+    dedup(store, run_options(), 1.0, None)
+    assert first.read_text() == "Edited by hand." and rest == {path: path.read_text() for path in others}
+    recaption(store, run_options(), {"captioning_algorithm": "template", "caption_template": "New."}, True)
+    assert {path.read_text() for path in (first, *others)} == {"New."}
+
+
+@pytest.mark.slow
+def test_no_shard_works_meanwhile_and_crashes_stay_known(curated: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(curated / "out", output)
+    for shard in ("1/1", "2/3", REVISION):
+        with (
+            Records(output, {}, shard).lock([]),
+            pytest.raises(ConfigError, match="another process works on it; wait"),
+        ):
+            refilter(Store(output), run_options(), {})
+    crashed = output / ".work" / "shard-2-3" / "some video"
+    crashed.mkdir(parents=True)
+    (output / ".work" / "shard-2-3.crash").write_text("Segmentation fault")
+    refilter(Store(output), run_options(), {})
+    assert crashed.is_dir() and (output / ".work" / "shard-2-3.crash").read_text() == "Segmentation fault"
+
+
+@pytest.mark.slow
 def test_caption_fills_in_and_replaces(tmp_path: Path) -> None:
     make_set(tmp_path / "in", 2)
     output, store = tmp_path / "out", Store(tmp_path / "out")
@@ -148,6 +205,8 @@ def test_dedup_rejects_what_repeats(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"vectors: no embedding of clip .*expected .*\.npy"):
         dedup(Store(output), run_options(), 0.99, vectors)
     dedup(Store(output), run_options(), 1.0, None)  # nothing is more alike than that: all come back
+    record = (output / "processed_videos" / "c.mp4.json").read_text()
+    assert "duplicate" not in record
     after = {place: mark for place, mark in tree(output).items() if place.endswith((".mp4", ".txt"))}
     assert after == {place: mark for place, mark in before.items() if place.endswith((".mp4", ".txt"))}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from loguru import logger
 
 from cosmos_predict.curate.records import DATASET, Records
 from cosmos_predict.curate.split import check, list_videos
@@ -255,6 +257,16 @@ def test_check_names_what_is_unusable(footage: tuple[Path, dict[str, list[int]]]
     videos[0].write_bytes(videos[0].read_bytes()[:3000])
     good, bad = check(tmp_path / DATASET, 93)
     assert good == len(videos) - 1 and list(bad) == [videos[0].name]
+
+
+def test_a_name_that_is_not_text_is_left_out(tmp_path: Path) -> None:
+    for name in (b"b\xff.mp4", b"a.mp4"):
+        Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).touch()
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{level} {message}")
+    assert [*list_videos(tmp_path)[0]] == ["a.mp4"]
+    logger.remove(sink)
+    assert "ERROR 'b\\udcff.mp4' is left out: its name is not UTF-8" in lines[0]
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:

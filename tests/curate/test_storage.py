@@ -52,6 +52,40 @@ def test_a_folder(tmp_path: Path) -> None:
     assert Store(f"{tmp_path}//x/../y/").root == str(tmp_path / "y")
 
 
+def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work folder may be on another file system, where a link fails and a copy may be cut off."""
+    store, source = Store(tmp_path / "store"), tmp_path / "new"
+    store.write("clips/a.mp4", "old")
+    source.write_text("new")
+
+    def refuse(*_: object) -> None:
+        raise OSError("another file system")
+
+    def break_off(_: Path, target: Path) -> None:
+        Path(target).write_text("n")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.link", refuse)
+    with monkeypatch.context() as broken:
+        broken.setattr("shutil.copyfile", break_off)
+        with pytest.raises(OSError, match="disk full"):
+            store.put("clips/a.mp4", source)
+    assert store.read("clips/a.mp4") == "old" and len(list((tmp_path / "store" / "clips").iterdir())) == 1
+    store.put("clips/a.mp4", source)
+    assert store.read("clips/a.mp4") == "new"
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.scandir", refuse)  # the tests may run as root, whom no mode keeps out
+    with pytest.raises(DataError, match=r"in: cannot be listed \(PermissionError: Permission denied\)"):
+        Store(tmp_path / "in").files()
+
+
 def test_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_server(monkeypatch):
         exercise(Store("s3://footage/some/key/"), tmp_path)
@@ -84,6 +118,11 @@ def test_split_from_bucket_to_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyP
         status, out, err = finished(source.root, output.root, *words)
         assert status == 0, err
         assert "num_clips_passed                 5" in out and "s3://footage/curated/report.html" in out
+        assert f"not checked: python scripts/curate.py check s3://footage/curated/{DATASET} downloads it" in out
+        status, out, err = run_command("check", f"s3://footage/curated/{DATASET}")
+        assert status == 0 and f"s3://footage/curated/{DATASET}: 5 samples of 93 frames load, 0 do not" in out, err
+        status, _, err = run_command("check", "s3://footage/none")
+        assert status == 2 and "s3://footage/none: expected a dataset with videos/ and t5_xxl/" in err
         assert [*output.files("clips")] != [] and not list((tmp_path / "work" / "shard-1-1").glob("*"))
         videos = {place for place in output.files(DATASET) if "/videos/" in place}
         sizes = sorted(mark[0] for mark in output.files("clips").values())

@@ -151,7 +151,8 @@ def test_captions_by_a_model(clip: Clip) -> None:
         options["captioning_algorithm"] = "cosmos_r1"
         assert by_model(build_model("openai", options), options)(clip, clip.windows[0]) == "Half a"
         system, user = server.requests[-1]["messages"]
-        assert user["content"][-1]["text"] == "My own words." and "<think>" in system["content"]
+        assert user["content"][-1]["text"] == "My own words."
+        assert "<think>\nyour reasoning\n</think>\n\n<answer>\nyour answer\n</answer>" in system["content"]
         assert enhanced("It {moves}.", build_model("openai", options), options) == "Longer."
         assert server.requests[-1]["messages"][0]["content"][0]["text"].endswith("\n\nIt {moves}.")
         options["enhance_captions_prompt_text"] = "Translate: {caption}!"

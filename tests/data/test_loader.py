@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from cosmos_predict.data.loader import SampleNumbers, build_dataloader, item_index
+from cosmos_predict.data.loader import SampleNumbers, build_dataloader, collate, item_index
 from cosmos_predict.errors import ConfigError
 
 
@@ -97,3 +97,11 @@ def test_bad_sizes() -> None:
         SampleNumbers(1, rank=2, world=2)
     with pytest.raises(ConfigError, match="at least one item"):
         item_index(0, 0, seed=0)
+
+
+def test_a_single_sample_is_a_batch_that_can_be_pinned() -> None:
+    frames, mask = torch.zeros(3, 2, 4, 4, dtype=torch.uint8), torch.zeros(1, 1, 1).expand(1, 4, 4)
+    batch = collate([{"video": frames, "padding_mask": mask, "fps": 8.0, "video_name": {"video_path": "a"}}])
+    assert batch["video"].shape == (1, 3, 2, 4, 4) and batch["video"].data_ptr() == frames.data_ptr()
+    assert all(value.is_contiguous() for value in batch.values() if isinstance(value, torch.Tensor))
+    assert batch["fps"].tolist() == [8.0] and batch["video_name"] == {"video_path": ["a"]}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cosmos_predict.data import video_folder
 from cosmos_predict.data.multiview import MultiviewDataset
 from cosmos_predict.data.video_reader import write_video
 from cosmos_predict.errors import DataError
@@ -104,3 +105,17 @@ def test_captions_of_views_are_embedded_in_their_folders(tmp_path: Path) -> None
         "front/a.1.pickle",
         "left/a.1.pickle",
     ]
+
+
+def test_the_index_of_a_folder_knows_every_split_and_every_camera(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_views(tmp_path)
+    monkeypatch.setattr(video_folder, "_INDEX_FROM", 1)
+    for split in ("train", "val"):
+        open_views(folder, split=split)
+    with monkeypatch.context() as closed:
+        closed.setattr(video_folder.video_reader, "probe", lambda path: pytest.fail(f"{path} was opened again"))
+        assert [len(open_views(folder, split=split)) for split in ("train", "val")] == [4, 1]
+    write_video(folder / "videos" / "front" / "a.mp4", counting_frames(7), fps=10)  # the first view stays
+    assert open_views(folder).clips[0].info.frames == 7

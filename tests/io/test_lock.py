@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -45,3 +47,11 @@ def test_a_child_of_a_killed_holder_does_not_keep_it(tmp_path: Path) -> None:
         finally:
             holder.kill()
             os.kill(child, 9)
+
+
+def test_a_file_system_without_locks_is_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    hold(tmp_path / ".lock", "held").close()

@@ -35,13 +35,9 @@ for number in range(2):
     ranks = dict(SLURM_PROCID=number, SLURM_NTASKS=2, SLURM_STEP_NUM_TASKS=2, SLURM_LOCALID=0, SLURM_NODEID=number)
     env = {{**os.environ, **{{name: str(value) for name, value in ranks.items()}}}}
     tasks.append(subprocess.Popen(words[len(options):], env=env, start_new_session=True))
-def tree(pid):
-    children = open(f"/proc/{{pid}}/task/{{pid}}/children").read().split()
-    return [pid, *(p for child in children for p in tree(int(child)))]
-def pass_on(number, frame):
+def pass_on(number, frame):  # to the task itself alone, as where processes are tracked by cgroup
     for task in tasks:
-        for pid in tree(task.pid):
-            os.kill(pid, signal.SIGUSR1)
+        os.kill(task.pid, signal.SIGUSR1)
 signal.signal(signal.SIGUSR2, pass_on)
 open(os.environ["CALLS"] + ".pid", "w").write(str(os.getpid()))
 sys.exit(max(task.wait() for task in tasks))
@@ -73,7 +69,7 @@ def submit(script: str, env: dict[str, str], *arguments: str) -> subprocess.Comp
     return subprocess.run(["bash", script, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "scripts/slurm/stoppable.sh"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "scripts/slurm/stoppable.sh", "scripts/slurm/node.sh"])
 def test_they_parse(script: str) -> None:
     subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
 
@@ -83,17 +79,19 @@ def test_torchrun_on_every_node(cluster: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr
     calls = Path(cluster["CALLS"]).read_text().splitlines()
     torchrun = calls[calls.index("torchrun") :]
-    assert calls[:3] == ["srun", "--kill-on-bad-exit=1", "bash"]
+    assert calls[:5] == ["srun", "--kill-on-bad-exit=1", "--cpu-bind=none", "bash", "scripts/slurm/node.sh"]
     assert torchrun == [
         "torchrun",
+        "--shutdown_timeout=270",
         "--nnodes=2",
         "--nproc_per_node=gpu",
         "--rdzv_id=40123",
         "--rdzv_backend=c10d",
-        "--rdzv_endpoint=gpu003:20123",
+        "--rdzv_endpoint=gpu003:24123",
         *("-m", "train", "--", "experiment=a b", "x={y: 1}"),
     ]
-    assert submit(SCRIPTS[0], {**cluster, "FAKE_ONLY": "3"}).returncode == 3
+    for status in ("3", "127"):  # 127: no such program
+        assert submit(SCRIPTS[0], {**cluster, "FAKE_ONLY": status}).returncode == int(status)
     assert "requeue" not in Path(cluster["CALLS"]).read_text()
 
 
