@@ -52,7 +52,7 @@ def command(source: Path | str, output: Path | str, *flags: str) -> subprocess.P
 def run_command(*words: str) -> tuple[int, str, str]:
     """Run `scripts/curate.py` to its end; return status, stdout, stderr."""
     process = start(*words)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def run_ranks(
-    module: str, *arguments: str, ranks: int, host_store: bool = True, timeout: float = 120
+    module: str, *arguments: str, ranks: int, host_store: bool = True, timeout: float = 300
 ) -> list[subprocess.CompletedProcess[str]]:
     """Run `python -m module *arguments` once per rank; return the finished processes in rank order.
 

@@ -74,7 +74,7 @@ def finish(process: subprocess.Popen[str], status: int = 0) -> str:
 def test_ten_kills_change_no_bit(tmp_path: Path, seed: int, overrides: Sequence[str]) -> None:
     """Weights, EMA, optimizer, random generators, published files and metrics of a run killed in and between saves."""
     command = [sys.executable, "-m", "tests.training.kill_program", str(tmp_path), str(seed), *overrides]
-    done = subprocess.run(command, cwd=REPOSITORY, env=ENV, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, cwd=REPOSITORY, env=ENV, capture_output=True, text=True, timeout=900)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
 
