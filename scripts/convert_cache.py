@@ -5,6 +5,6 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed, too
-    from cosmos_predict.cli.prepare_dataset import convert
+    from cosmos_predict.cli.convert_cache import main
 
-    convert()
+    main()

@@ -1,4 +1,4 @@
-"""`scripts/prepare_dataset.py`, `prepare_instruction_dataset.py`: videos to Cosmos-1.0's cached latents; `convert_cache.py`."""
+"""`scripts/prepare_dataset.py`, `prepare_instruction_dataset.py`: videos to Cosmos-1.0's cached latents."""
 
 from __future__ import annotations
 
@@ -134,24 +134,3 @@ def _name_of(tokenizer: VideoTokenizer) -> str:
     time, space = tokenizer.temporal_compression_factor, tokenizer.spatial_compression_factor
     named = {"DCTTokenizer": "dct", "WanVAE": "wan2.1"}
     return named.get(type(tokenizer).__name__, f"cosmos_cv{time}x{space}x{space}")
-
-
-def convert(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run `convert_cache.py` and exit."""
-    text = "Convert a folder of cached latents: one of cache_latents.py to prepare_dataset.py's layout, any other from that one."
-    parser = argparse.ArgumentParser(prog="convert_cache.py", description=text)
-    parser.add_argument("source", type=Path, help="folder to read")
-    parser.add_argument("target", type=Path, help="folder to write; a new one")
-
-    def body(args: argparse.Namespace) -> None:
-        from cosmos_predict.data.convert_cache import convert_cache
-        from cosmos_predict.data.latent_cache import INDEX_NAME, read_index
-
-        windows, words = convert_cache(args.source, args.target), [f"data=nemo_cache data.path={args.target}"]
-        if (args.target / INDEX_NAME).is_file():
-            key, words = read_index(args.target)["key"], [f"data=latent_cache data.path={args.target}"]
-            same = {name: key[name] for name in ("fit", "fps") if key[name] is not None}
-            words += [f"dataloader_train.dataset.{name}={value}" for name, value in same.items()]
-        print(f"{args.target}: {windows} windows of {args.source}; train with: {' '.join(words)}")
-
-    run_program(body, parser, argv)

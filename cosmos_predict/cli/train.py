@@ -85,8 +85,8 @@ def dryrun(args: argparse.Namespace) -> int:
     from cosmos_predict.config.compose import compose
     from cosmos_predict.config.files import config_text
     from cosmos_predict.parallel.distributed import read_ranks
+    from cosmos_predict.training.checks import check_supported
     from cosmos_predict.training.forecast import forecast
-    from cosmos_predict.training.trainer import check_supported
 
     report: list[str] = []
     config = compose(args.overrides, args.config, allow=args.allow, report=report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,14 @@ def _from_nemo(source: Path, target: Path) -> int:
     groups: dict[tuple[str, float, bytes], dict[int, str]] = {}  # a video and its text: {first frame: sample}
     for name in dataset.names:
         info, text = nemo_cache.read_info(source, name), nemo_cache.read_text(source, name).float()
-        windows = groups.setdefault((info.get("video_path", name), info["fps"], text.numpy().tobytes()), {})
+        digest = hashlib.sha256(text.numpy().tobytes()).digest()
+        windows = groups.setdefault((info.get("video_path", name), info["fps"], digest), {})
         windows.setdefault(int(info.get("start_frame", len(windows))), name)
     shape, clips, dtype = list(dataset.shapes[0]), list[dict[str, Any]](), ""
     for (video, fps, _), windows in tqdm(groups.items(), unit="clip", desc="clips"):
         names = [windows[start] for start in sorted(windows)]
         tensors = {
-            "latent": torch.stack([dataset.read_latent(name) for name in names]),
+            "latent": torch.stack([dataset.read_sample(name)[1] for name in names]),
             "start": torch.tensor(sorted(windows)),
             "padding_mask": torch.zeros(1, *shape[1:], dtype=torch.uint8),
             "image_size": torch.tensor(shape[1:] * 2),

@@ -131,25 +131,23 @@ class NemoCacheDataset(Dataset[dict[str, Any]]):
         """{(T, H, W): (C, t, h, w)} of the samples."""
         return {self.shapes[0]: tuple(self.latent_shape)}
 
-    def read_latent(self, name: str) -> torch.Tensor:
-        """Return the latent (C, t, h, w) of the sample of that name; raises DataError for one unlike the others."""
-        frames, latent = (
-            read_info(self.dataset_dir, name)["num_frames"],
-            _read_tensor(self.dataset_dir, name, LATENT, 4),
-        )
+    def read_sample(self, name: str) -> tuple[dict[str, Any], torch.Tensor]:
+        """Return the info and the latent (C, t, h, w) of the sample of that name; raises DataError for one unlike the others."""
+        info, latent = read_info(self.dataset_dir, name), _read_tensor(self.dataset_dir, name, LATENT, 4)
+        frames = info["num_frames"]
         if latent.shape != self.latent_shape or frames != self.num_frames:
             raise DataError(
                 f"{self.dataset_dir}/{name}.{LATENT}: {tuple(latent.shape)} of {frames} frames, the others are "
                 f"{tuple(self.latent_shape)} of {self.num_frames}; put samples of another size into a folder of their own"
             )
-        return latent.clone()  # off the mapped file
+        return info, latent.clone()  # off the mapped file
 
     def _load(self, item: int, sample_number: int) -> dict[str, Any]:
         name, path = self.names[item], str(self.bad.files[item])
-        info = read_info(self.dataset_dir, name)
+        info, latent = self.read_sample(name)
         embeddings, mask = load_text(read_text(self.dataset_dir, name).float().numpy())
         return {
-            "latent": self.read_latent(name),
+            "latent": latent,
             "t5_text_embeddings": embeddings,
             "t5_text_mask": mask,
             "fps": info["fps"],

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,14 +37,10 @@ from cosmos_predict.data.captions import (
     load_text,
 )
 from cosmos_predict.data.loader import BatchPlan
+from cosmos_predict.data.probe_index import INDEX_NAME, probe_all
 from cosmos_predict.data.video_reader import VideoInfo
 from cosmos_predict.errors import DataError
-from cosmos_predict.io.atomic import atomic_write_text
 from cosmos_predict.io.embedding_index import check_same_encoder, fingerprint, index_file, read_index
-
-INDEX_NAME = ".video_index.json"
-# Below this many clips a folder is probed in about a second, and no index is written into it.
-_INDEX_FROM = 200
 
 
 @dataclass(frozen=True)
@@ -306,7 +301,7 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         if encoder is not None:
             remedy = "use one, or remove the files"
             check_same_encoder(made_by, encoder.name, text_dir, "the dataset's text_encoder", remedy)
-        probed = _probe_all(files, folder / INDEX_NAME, self._probe, self._views)
+        probed = probe_all(files, folder / INDEX_NAME, self._probe, self._views)
         infos = [entry.problem or info for entry, info in zip(entries, probed, strict=True)]
         names = [label(path, folder) for path in files]
         clips: list[Clip] = []
@@ -389,40 +384,3 @@ def stale_captions(entries: Sequence[Entry], text_dir: Path) -> list[str]:
 def _times(video: Path, info: VideoInfo) -> np.ndarray:
     """Frame times in seconds; files of constant rate need not be read for them."""
     return video_reader.frame_times(video) if info.variable_frame_rate else np.arange(info.frames) / info.fps
-
-
-def _probe_all(
-    videos: list[Path], index_file: Path, probe: Callable[[Path], VideoInfo], views: Callable[[Path], list[Path]]
-) -> list[VideoInfo | str]:
-    """Probe all files, by threads; the reason in place of what cannot be read. Large folders keep an index file, keyed by name,
-    and size and time of change of all the `views` of a clip, so that a start does not open every file again."""
-    known: dict[str, Any] = {}
-    if len(videos) >= _INDEX_FROM and index_file.is_file():
-        try:
-            known = json.loads(index_file.read_text())
-        except ValueError:
-            logger.warning("{}: unreadable, made again", index_file)
-
-    def look_up(path: Path) -> tuple[list[int], VideoInfo | str]:
-        key: list[int] = []
-        try:
-            key = [number for s in map(Path.stat, views(path)) for number in (s.st_size, s.st_mtime_ns)]
-            entry = known.get(label(path, index_file.parent))
-            return key, VideoInfo(*entry[1]) if entry and entry[0] == key else probe(path)
-        except (DataError, OSError) as error:
-            return key, str(error)
-
-    with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(look_up, videos))
-    fresh = {
-        label(path, index_file.parent): [key, list(astuple(info))]
-        for path, (key, info) in zip(videos, results, strict=True)
-        if isinstance(info, VideoInfo)
-    }
-    merged = {**known, **fresh}  # other splits of the folder have theirs in the file
-    if len(videos) >= _INDEX_FROM and merged != known:
-        try:
-            atomic_write_text(index_file, json.dumps(merged))
-        except OSError as error:
-            logger.debug("{}: index not written ({})", index_file, error)
-    return [info for _, info in results]

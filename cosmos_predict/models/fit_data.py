@@ -49,7 +49,7 @@ def check_data(model: WorldModel, dataset: Any, debug: bool = False) -> None:
 def latent_frames(model: WorldModel, dataset: Any) -> dict[int, int]:
     """Return {T: latent frames of a view} of the samples of `dataset`, of all its buckets, as far as they are known.
 
-    Read, where the dataset has them: `shapes`, else `num_frames`, and `latent_shapes`, {(T, H, W): (C, t, h, w)} of cached latents.
+    Read, where the dataset has them: `shapes`, else `num_frames`, and `latent_shapes` of cached latents (`check_data`).
     """
     cached, tokenizer = getattr(dataset, "latent_shapes", {}), model.tokenizer_holder[0]
     known = {frames: latent[1] for (frames, *_), latent in cached.items()}
@@ -57,3 +57,18 @@ def latent_frames(model: WorldModel, dataset: Any) -> dict[int, int]:
     if tokenizer is not None:
         known = {int(n): tokenizer.get_latent_num_frames(int(n)) for n in counts if n is not None} | known
     return known
+
+
+def frame_tokens(model: WorldModel, dataset: Any) -> dict[tuple[int, int], int]:
+    """Return {(H, W): tokens of a latent frame} of the samples of `dataset`, of all its buckets, as far as they are known.
+
+    Read, where the dataset has them: `shapes`, else `video_size`, and `latent_shapes` of cached latents (`check_data`).
+    """
+    tokenizer, patch = model.tokenizer_holder[0], model.net.config.patch_spatial
+    nominal, known = getattr(dataset, "video_size", None), {}
+    if tokenizer is not None:
+        step = tokenizer.spatial_compression_factor * patch
+        sizes = {tuple(shape[1:]) for shape in getattr(dataset, "shapes", ())} or ({tuple(nominal)} if nominal else ())
+        known = {(height, width): (height // step) * (width // step) for height, width in sizes}
+    cached = getattr(dataset, "latent_shapes", {}).items()
+    return known | {(height, width): (h // patch) * (w // patch) for (_, height, width), (*_, h, w) in cached}

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.networks.dit import DiT
+from cosmos_predict.parallel.exchange import adjoint
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -119,7 +119,7 @@ def gather_sequence(x: Tensor, group: dist.ProcessGroup | None, dim: int = 2, vi
     if group is None or group.size() == 1:
         return x
     dim %= x.ndim
-    parts = _AllGather.apply(x, group)  # (cp, *x.shape)
+    parts = _all_gather(x, group)  # (cp, *x.shape)
     return parts.movedim(0, dim).unflatten(dim + 1, (views, -1)).transpose(dim, dim + 1).flatten(dim, dim + 2)
 
 
@@ -134,7 +134,7 @@ def heads_to_sequence(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """All-to-all `(B, N, heads/cp, d)` -> `(B, N/cp, heads, d)`, the inverse of `sequence_to_heads`. Differentiable."""
     if group is None or group.size() == 1:
         return x
-    received = _AllToAll.apply(
+    received = _all_to_all(
         x.unflatten(1, (group.size(), -1)).movedim(1, 0), group
     )  # (cp = block of heads, B, N/cp, h, d)
     return received.movedim(0, 2).flatten(2, 3)
@@ -160,24 +160,12 @@ def _to_heads(parts: tuple[Tensor, ...], group: dist.ProcessGroup) -> Tensor:
             f"{heads} attention heads do not divide over {size} context parallel ranks; sizes that fit: {divisors(heads)}"
         )
     sent = torch.cat([part.unflatten(2, (size, -1)).movedim(2, 0) for part in parts], dim=3)
-    received = _AllToAll.apply(sent, group)  # (cp = part of the sequence, B, N/cp, parts * heads/cp, d)
+    received = _all_to_all(sent, group)  # (cp = part of the sequence, B, N/cp, parts * heads/cp, d)
     return received.movedim(0, 1).flatten(1, 2)
 
 
-class _AllToAll(torch.autograd.Function):
-    """Exchange x `(cp, ...)`: entry s of rank r becomes entry r of rank s. Its own inverse, and its own adjoint."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _exchange(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _exchange(gradients[0], ctx.group), None
-
-
-def _exchange(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def _exchanged(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Entry s of x `(cp, ...)` of rank r becomes entry r of rank s: its own inverse, and its own adjoint."""
     # The collective reads and writes memory as it lies there; transposed and expanded tensors (gradients often are)
     # must be copied.
     x = x.contiguous()
@@ -186,17 +174,17 @@ def _exchange(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return received
 
 
-class _AllGather(torch.autograd.Function):
-    """Stack x of all ranks: `(cp, *x.shape)`; the adjoint sums over ranks and keeps the own entry."""
+def _stacked(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Return x of all ranks: `(cp, *x.shape)`."""
+    gathered = x.new_empty((group.size(), *x.shape))
+    dist.all_gather_into_tensor(gathered.flatten(0, 1) if x.ndim else gathered, x.contiguous(), group=group)
+    return gathered
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        gathered = x.new_empty((group.size(), *x.shape))
-        dist.all_gather_into_tensor(gathered.flatten(0, 1) if x.ndim else gathered, x.contiguous(), group=group)
-        return gathered
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        # gloo has no reduce-scatter of its own: exchange, then add what the ranks sent for this one's part.
-        return _exchange(gradients[0], ctx.group).sum(dim=0), None
+def _own_sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Return the sum over ranks of what each has for this one: x `(cp, ...)` -> `(...)`."""
+    # gloo has no reduce-scatter of its own: exchange, then add.
+    return _exchanged(x, group).sum(dim=0)
+
+
+_all_to_all, _all_gather = adjoint(_exchanged, _exchanged), adjoint(_stacked, _own_sum)

@@ -30,6 +30,7 @@ from cosmos_predict.errors import ConfigError
 from cosmos_predict.networks.config import DiTConfig
 from cosmos_predict.networks.dit import DiT
 from cosmos_predict.parallel.context_parallel import divisors
+from cosmos_predict.parallel.exchange import adjoint
 from cosmos_predict.parallel.shards import lies_over, own
 
 if TYPE_CHECKING:
@@ -207,25 +208,6 @@ def _own_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return x.unflatten(1, (group.size(), -1)).select(1, group.rank())
 
 
-Exchange = Callable[[Tensor, dist.ProcessGroup], Tensor]
-
-
-def _adjoint(there: Exchange, back: Exchange) -> Exchange:
-    """Return `there` with `back` as its backward."""
-
-    class Pair(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-            ctx.group = group
-            return there(x, group)
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-            return back(gradients[0], ctx.group), None
-
-    return Pair.apply  # type: ignore[return-value]
-
-
-_sum, _sum_gradient = _adjoint(_summed, _same), _adjoint(_same, _summed)
-_gather, _scatter = _adjoint(_gathered, _scattered), _adjoint(_scattered, _gathered)
-_join = _adjoint(_gathered, _own_tokens)  # every rank computes the same with the whole: nothing is to be added up
+_sum, _sum_gradient = adjoint(_summed, _same), adjoint(_same, _summed)
+_gather, _scatter = adjoint(_gathered, _scattered), adjoint(_scattered, _gathered)
+_join = adjoint(_gathered, _own_tokens)  # every rank computes the same with the whole: nothing is to be added up

@@ -23,7 +23,7 @@ from cosmos_predict.parallel.activation import POLICIES, activation_bytes
 from cosmos_predict.parallel.mesh import MeshSizes
 from cosmos_predict.parallel.tensor_parallel import check_tensor_parallel, is_divided
 from cosmos_predict.tokenizers.load import load_tokenizer
-from cosmos_predict.training.trainer import accumulation_steps, check_frames, check_lengths, check_tokens, mesh_of
+from cosmos_predict.training.checks import accumulation_steps, check_frames, check_lengths, check_tokens, mesh_of
 from cosmos_predict.training.validation import NOT_HELD_OUT
 
 # Bytes of both moments of a parameter; in 8 bits there is a float32 scale for 256 values of each.

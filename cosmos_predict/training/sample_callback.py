@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from loguru import logger
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from cosmos_predict.conditions.frames import GivenFrames, first_frames_mask
 from cosmos_predict.config.lazy import configurable, instantiate
-from cosmos_predict.data.loader import read_batch
+from cosmos_predict.data.loader import collate, read_batch
 from cosmos_predict.data.transforms import video_to_uint8
 from cosmos_predict.data.video_reader import write_video
 from cosmos_predict.errors import ConfigError, DataError
@@ -76,7 +75,7 @@ class SampleClips(Callback):
         held_out = loader is not None and loader.get("dataset") is not None
         dataset = instantiate(loader.dataset) if loader is not None and held_out else trainer.dataset
         first = self.first_sample
-        self.batch = default_collate(read_batch(dataset, range(first, first + self.num_clips)))
+        self.batch = collate(read_batch(dataset, range(first, first + self.num_clips)))
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         if report.iteration % self.every_n == 0 or report.iteration == trainer.config.trainer.max_iter:

@@ -13,13 +13,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from loguru import logger
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from cosmos_predict.checkpoint.export import check_exportable
@@ -29,21 +28,26 @@ from cosmos_predict.checkpoint.run_folder import RunFolder, published_file
 from cosmos_predict.config.files import save_config
 from cosmos_predict.config.lazy import instantiate
 from cosmos_predict.config.schema import Config
-from cosmos_predict.errors import ConfigError
 from cosmos_predict.io.tensors import TensorFile
-from cosmos_predict.models.config import PipeConfig
-from cosmos_predict.models.fit_data import check_data, latent_frames
+from cosmos_predict.models.fit_data import check_data, frame_tokens, latent_frames
 from cosmos_predict.models.world_model import WorldModel
 from cosmos_predict.networks.lora import initialize_adapter, inject_lora, without_adapters
 from cosmos_predict.parallel.activation import apply_activation_checkpointing, compile_blocks
-from cosmos_predict.parallel.context_parallel import apply_context_parallel, check_context_parallel
+from cosmos_predict.parallel.context_parallel import apply_context_parallel
 from cosmos_predict.parallel.distributed import Ranks
 from cosmos_predict.parallel.fsdp import average_gradients, initialise, shard_head, shard_network
-from cosmos_predict.parallel.mesh import Mesh, MeshSizes, make_mesh, mesh_sizes
-from cosmos_predict.parallel.same_batch import check_same_batch
-from cosmos_predict.parallel.tensor_parallel import apply_tensor_parallel, check_sequence_parallel
-from cosmos_predict.tokenizers.base import VideoTokenizer
+from cosmos_predict.parallel.mesh import Mesh, make_mesh
+from cosmos_predict.parallel.same_batch import exchange_fingerprint, refuse_different
+from cosmos_predict.parallel.tensor_parallel import apply_tensor_parallel
 from cosmos_predict.training.callbacks import Callback, LossRecord, StepReport
+from cosmos_predict.training.checks import (
+    accumulation_steps,
+    check_frames,
+    check_lengths,
+    check_supported,
+    check_tokens,
+    mesh_of,
+)
 from cosmos_predict.training.ema import PowerEMA
 from cosmos_predict.training.grad_clip import clip_gradients
 from cosmos_predict.training.saving import Saver
@@ -278,12 +282,13 @@ class Trainer:
         """Do one optimizer update: accumulate, clip, step, average. A non-finite update is skipped and counted."""
         progress, seed = self.progress, self.config.trainer.seed
         losses: list[LossRecord] = []
+        compared: list[tuple[Tensor, Tensor | None]] = []
         waited = 0.0
         for micro in range(self.accumulation):
             started = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - started
-            check_same_batch(self.mesh, batch, self.device)
+            compared.append((batch["sample_number"], exchange_fingerprint(self.mesh, batch, self.device)))
             out = self.model.training_loss(batch, seed)
             average_gradients(self.units, self.mesh, last=micro == self.accumulation - 1)
             (out.loss / self.accumulation).backward()
@@ -293,7 +298,9 @@ class Trainer:
             self.tensor.sum_gradients()
         settings = self.config.trainer
         clip = clip_gradients(self.model.parameters(), settings.clip_norm, force_finite=settings.grad_force_finite)
-        losses = self._agree(losses)  # here: clipping has waited for the device anyhow
+        # Clipping has waited for the device anyhow.
+        refuse_different(self.mesh, compared)
+        losses = self._agree(losses)
         lr = float(self.scheduler.get_last_lr()[0])
         if clip.skip_step:
             self._count_skip(clip.total_norm)
@@ -378,97 +385,3 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-def check_supported(config: Config) -> None:
-    """Raise ConfigError for a setting that this trainer would not act on."""
-    backend = OmegaConf.select(config.model or OmegaConf.create(), "config.pipe_config.net.attention_backend")
-    if config.trainer.deterministic and backend not in (None, "sdpa"):
-        raise ConfigError(
-            f"trainer.deterministic=True, but attention_backend={backend!r} may add up in any order: use "
-            "model.config.pipe_config.net.attention_backend=sdpa"
-        )
-    tensor, policy = config.model_parallel.tensor_model_parallel_size, config.trainer.activation_checkpointing
-    if (
-        tensor > 1 and config.trainer.compile and policy == "full"
-    ):  # what torch 2.12 keeps for backward then is no tensor
-        raise ConfigError(
-            f"trainer.compile=True with model_parallel.tensor_model_parallel_size={tensor} cannot be combined with "
-            "trainer.activation_checkpointing=full: use selective, or trainer.compile=false"
-        )
-    if config.trainer.run_validation and not config.trainer.callbacks.get("validation"):
-        raise ConfigError(
-            "trainer.run_validation=True, but there is no trainer.callbacks.validation; add it (callbacks=validation)"
-        )
-
-
-def check_frames(pipe: PipeConfig, tokenizer: VideoTokenizer, num_frames: int, sizes: MeshSizes | None = None) -> int:
-    """Return the latent frames that `num_frames` of a view make. Raises ConfigError when the stated ones (`state_t`) are
-    others, or when the ranks of a context group cannot share them.
-    """
-    sizes = sizes or MeshSizes()
-    made = tokenizer.get_latent_num_frames(num_frames)
-    if pipe.state_t not in (None, made):
-        raise ConfigError(
-            f"model.config.pipe_config.state_t={pipe.state_t}, but dataloader_train.dataset.num_frames={num_frames} makes "
-            f"{made} latent frames: set num_frames={tokenizer.get_pixel_num_frames(pipe.state_t)}, or state_t=null"
-        )
-    if made > 1 and pipe.net is not None:  # a single image is never divided
-        check_context_parallel(sizes.context, made, pipe.net.num_heads, sizes.tensor)
-    return made
-
-
-def check_lengths(lengths: Mapping[int, int], heads: int, sizes: MeshSizes) -> None:
-    """Raise ConfigError where a context group cannot share samples of one of `lengths`, {frames: latent frames}."""
-    for count, made in sorted(lengths.items()):
-        try:
-            if made > 1:  # a single image is never divided
-                check_context_parallel(sizes.context, made, heads, sizes.tensor)
-        except ConfigError as error:
-            raise ConfigError(f"samples of {count} frames (num_frames or length_buckets): {error}") from None
-
-
-def frame_tokens(model: WorldModel, dataset: Any) -> dict[tuple[int, int], int]:
-    """Return {(H, W): tokens of a latent frame} of the samples of `dataset`, of all its buckets, as far as they are known.
-
-    Read, where the dataset has them: `shapes`, else `video_size`, and `latent_shapes`, {(T, H, W): (C, t, h, w)}.
-    """
-    tokenizer, patch = model.tokenizer_holder[0], model.net.config.patch_spatial
-    nominal, known = getattr(dataset, "video_size", None), {}
-    if tokenizer is not None:
-        step = tokenizer.spatial_compression_factor * patch
-        sizes = {tuple(shape[1:]) for shape in getattr(dataset, "shapes", ())} or ({tuple(nominal)} if nominal else ())
-        known = {(height, width): (height // step) * (width // step) for height, width in sizes}
-    cached = getattr(dataset, "latent_shapes", {}).items()
-    return known | {(height, width): (h // patch) * (w // patch) for (_, height, width), (*_, h, w) in cached}
-
-
-def check_tokens(tokens: Mapping[tuple[int, int], int], sizes: MeshSizes) -> None:
-    """Raise ConfigError where sequence parallelism cannot divide frames of one of the sizes {(H, W): tokens of a frame}."""
-    for (height, width), count in sorted(tokens.items()):
-        try:
-            check_sequence_parallel(sizes.tensor, count)
-        except ConfigError as error:
-            raise ConfigError(f"samples of {height} x {width} (video_size or aspect_buckets): {error}") from None
-
-
-def mesh_of(config: Config, world_size: int) -> MeshSizes:
-    """Return the mesh that the configuration makes of `world_size` processes; ConfigError where it does not fit."""
-    shard = int(config.model.config.get("fsdp_shard_size", 1))  # type: ignore[union-attr]
-    sizes = config.model_parallel
-    return mesh_sizes(world_size, shard, sizes.context_parallel_size, sizes.tensor_model_parallel_size)
-
-
-def accumulation_steps(config: Config, batch_size: int, data_parallel: int = 1) -> int:
-    """Return micro-batches per update. Raises ConfigError when `global_batch_size` is no multiple, naming sizes that fit."""
-    total = config.trainer.global_batch_size
-    if total is None:
-        return config.trainer.grad_accum_iter
-    per_step = batch_size * data_parallel
-    if total % per_step:
-        lower = max(per_step, total // per_step * per_step)
-        raise ConfigError(
-            f"trainer.global_batch_size={total} is no multiple of batch size {batch_size} x {data_parallel} data-parallel ranks; "
-            f"{lower} and {lower + per_step} fit"
-        )
-    return total // per_step

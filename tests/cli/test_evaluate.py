@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cosmos_predict.cli import contact_sheet, evaluate
-from cosmos_predict.data.video_reader import probe, write_video
+from cosmos_predict.data.video_reader import probe, read_frames, write_video
 from tests.training.tiny_run import run
 
 REPOSITORY = Path(__file__).parents[2]
@@ -59,6 +59,20 @@ def test_another_seed_is_another_clip(trained: Path, tmp_path: Path) -> None:
     first, second = (json.loads((tmp_path / f"{seed}.json").read_text())["methods"] for seed in (0, 1))
     assert first["tokenizer"] == second["tokenizer"] and first["this"] != second["this"]
     assert "copy_last_frame" not in first
+
+
+def test_clips_at_another_rate_are_resampled_by_time(trained: Path, tmp_path: Path) -> None:
+    source = tmp_path / "clips"
+    frames = np.repeat(np.arange(30, dtype=np.uint8) * 8, 48 * 64 * 3).reshape(30, 48, 64, 3)
+    write_video(source / "videos" / "ramp.mp4", frames, 10)
+    (source / "metas").mkdir()
+    (source / "metas" / "ramp.txt").write_text("It becomes brighter.")
+    options = ("--dataset_path", source, "--num_steps", 1, "--baseline", "none", "--fps", 2)
+    assert call(evaluate.main, "--dit_path", trained, *options, "--save_clips", tmp_path / "saved") == 0
+    real = tmp_path / "saved" / "real.mp4"
+    assert (probe(real).frames, probe(real).fps) == (5, 2)
+    levels = read_frames(real, range(5)).mean(axis=(1, 2, 3))
+    assert np.abs(np.diff(levels) - 5 * 8).max() < 3  # every fifth frame
 
 
 def test_bad_input_is_one_message(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

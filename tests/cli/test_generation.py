@@ -16,7 +16,6 @@ from PIL import Image
 
 from cosmos_predict.checkpoint.lora_forms import network_adapter, write_adapter
 from cosmos_predict.checkpoint.lora_runs import file_hash
-from cosmos_predict.cli.generate import generate, use_sidecar
 from cosmos_predict.cli.generation import build_parser
 from cosmos_predict.data import video_reader
 from cosmos_predict.errors import CheckpointError, ConfigError, DataError
@@ -24,6 +23,7 @@ from cosmos_predict.io.embeddings import write_embedding
 from cosmos_predict.networks.lora import inject_lora
 from cosmos_predict.pipelines.load import load_world_model
 from cosmos_predict.text_encoders.build import build_text_encoder
+from tests.cli.generating import run
 from tests.pipelines.small import write_clip, write_run
 from tests.training.tiny_run import run as training_run
 
@@ -47,16 +47,6 @@ def image_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("clips") / "moving.mp4")
-
-
-def run(command: str, *options: Any) -> int:
-    """Run `command`, as its program does after the start."""
-    parser = build_parser(command)
-    argv = [str(option) for option in options]
-    args = parser.parse_args(argv)
-    if args.from_sidecar:
-        use_sidecar(parser, args)
-    return generate(parser.parse_args(argv))
 
 
 @pytest.fixture()

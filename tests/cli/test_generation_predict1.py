@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 
 from cosmos_predict.checkpoint.metadata import METADATA_KEY, config_to_json
 from cosmos_predict.checkpoint.run_folder import RunFolder
-from cosmos_predict.cli.generate import generate, use_sidecar
 from cosmos_predict.cli.generation import build_parser
 from cosmos_predict.data import video_reader
 from cosmos_predict.data.nemo_cache import write_sample
@@ -25,6 +24,7 @@ from cosmos_predict.errors import ConfigError, DataError
 from cosmos_predict.io.embeddings import write_embedding
 from cosmos_predict.pipelines.load import load_world_model, read_checkpoint
 from tests.checkpoint.test_nemo import nemo_state, network_state, write_torch_dist
+from tests.cli.generating import run
 from tests.pipelines.small import train_predict1, write_clip, write_run
 
 QUICK = ["--num_steps", "2", "--device", "cpu", "--guidance", "1"]
@@ -36,16 +36,6 @@ PUBLISHED = """--checkpoint_dir c --diffusion_transformer_dir d --tokenizer_dir 
 NEMO = """--model m --prompt p --negative_prompt n --subject_name s --guidance 7 --sampler RES --video_save_path o --fps 24
  --height 704 --width 1280 --seed 1 --num_devices 1 --cp_size 1 --num_steps 35 --num_video_frames 121 --tokenizer_dir t
  --cosmos_assets_dir a --prompt_upsampler_dir u --guardrail_dir g --nemo_checkpoint n --enable_prompt_upsampler """
-
-
-def run(command: str, *options: Any) -> int:
-    """Run `command`, as its program does after the start."""
-    parser = build_parser(command)
-    argv = [str(option) for option in options]
-    args = parser.parse_args(argv)
-    if args.from_sidecar:
-        use_sidecar(parser, args)
-    return generate(parser.parse_args(argv))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ import torch
 from loguru import logger
 from safetensors.torch import save_file
 
-from cosmos_predict.cli.prepare_dataset import build_parser, convert, latent_shape, prepare
+from cosmos_predict.cli import convert_cache
+from cosmos_predict.cli.prepare_dataset import build_parser, latent_shape, prepare
 from cosmos_predict.data import transforms, video_reader
 from cosmos_predict.data.nemo_cache import NemoCacheDataset, read_settings, write_settings
 from cosmos_predict.data.video_folder import VideoFolderDataset
@@ -341,7 +342,7 @@ def test_the_conversion_says_how_to_train_on_it(
 ) -> None:
     assert call(videos, tmp_path / "theirs", "--num_frames", "9", "--num_chunks", "1") == 0
     with pytest.raises(SystemExit) as ended:
-        convert([str(tmp_path / "theirs"), str(tmp_path / "ours")])
+        convert_cache.main([str(tmp_path / "theirs"), str(tmp_path / "ours")])
     words = f"train with: data=latent_cache data.path={tmp_path / 'ours'} dataloader_train.dataset.fit=published"
     assert not ended.value.code and capsys.readouterr().out.splitlines()[-1].endswith(
         f"1 windows of {tmp_path / 'theirs'}; {words}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cosmos_predict.data import video_folder
+from cosmos_predict.data import probe_index, video_folder
 from cosmos_predict.data.multiview import MultiviewDataset
 from cosmos_predict.data.video_reader import write_video
 from cosmos_predict.errors import DataError
@@ -111,7 +111,7 @@ def test_the_index_of_a_folder_knows_every_split_and_every_camera(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_views(tmp_path)
-    monkeypatch.setattr(video_folder, "_INDEX_FROM", 1)
+    monkeypatch.setattr(probe_index, "INDEX_FROM", 1)
     for split in ("train", "val"):
         open_views(folder, split=split)
     with monkeypatch.context() as closed:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from loguru import logger
 
-from cosmos_predict.data import video_folder
+from cosmos_predict.data import probe_index, video_folder
 from cosmos_predict.data.loader import build_dataloader
 from cosmos_predict.data.video_folder import VideoFolderDataset
 from cosmos_predict.data.video_reader import write_video
@@ -178,17 +178,17 @@ def test_a_bad_embedding_is_replaced_but_an_unsafe_one_is_an_error(make_folder: 
 
 def test_large_folders_keep_an_index(make_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_folder({"a": 12, "b": 12})
-    assert not (folder / video_folder.INDEX_NAME).exists()
-    monkeypatch.setattr(video_folder, "_INDEX_FROM", 2)
+    assert not (folder / probe_index.INDEX_NAME).exists()
+    monkeypatch.setattr(probe_index, "INDEX_FROM", 2)
     first = open_folder(folder)
-    assert (folder / video_folder.INDEX_NAME).is_file()
+    assert (folder / probe_index.INDEX_NAME).is_file()
     monkeypatch.setattr(video_folder.video_reader, "probe", lambda path: pytest.fail(f"{path} was opened again"))
     assert open_folder(folder).clips == first.clips
     monkeypatch.undo()
-    monkeypatch.setattr(video_folder, "_INDEX_FROM", 2)
+    monkeypatch.setattr(probe_index, "INDEX_FROM", 2)
     write_video(folder / "videos" / "a.mp4", counting_frames(15), fps=10)
     assert [clip.info.frames for clip in open_folder(folder).clips] == [15, 12]
-    (folder / video_folder.INDEX_NAME).write_text("{ not json")
+    (folder / probe_index.INDEX_NAME).write_text("{ not json")
     assert [clip.info.frames for clip in open_folder(folder).clips] == [15, 12]
 
 

@@ -30,9 +30,10 @@ from cosmos_predict.parallel.distributed import Ranks
 from cosmos_predict.parallel.mesh import MeshSizes, make_mesh, mesh_sizes
 from cosmos_predict.parallel.shards import own
 from cosmos_predict.parallel.tensor_parallel import apply_tensor_parallel, is_divided
+from cosmos_predict.training.checks import check_supported
 from cosmos_predict.training.forecast import forecast, memory_forecast
 from cosmos_predict.training.low_memory import NAMES, adamw8bit
-from cosmos_predict.training.trainer import Trainer, check_supported
+from cosmos_predict.training.trainer import Trainer
 from tests.parallel import test_lora_parallel as lora
 from tests.parallel.cp_network import SMALL
 from tests.parallel.ranks import REPOSITORY, check, run_ranks

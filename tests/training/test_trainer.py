@@ -18,7 +18,8 @@ from cosmos_predict.checkpoint.run_state import SavedState
 from cosmos_predict.config.compose import compose
 from cosmos_predict.config.schema import Config
 from cosmos_predict.errors import CheckpointError, ConfigError, CorruptFileError
-from cosmos_predict.training.trainer import Trainer, accumulation_steps
+from cosmos_predict.training.checks import accumulation_steps
+from cosmos_predict.training.trainer import Trainer
 
 REPOSITORY = Path(__file__).parents[2]
 BASE = ["experiment=tiny_video2world", "data=synthetic", "debug=true", "trainer.logging_iter=1"]

@@ -1,0 +1,28 @@
+"""Collectives that autograd goes through: an exchange, and the one that its gradient takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Exchange = Callable[[Tensor, dist.ProcessGroup], Tensor]
+
+
+def adjoint(there: Exchange, back: Exchange) -> Exchange:
+    """Return `there` with `back` as its backward."""
+
+    class Pair(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+            ctx.group = group
+            return there(x, group)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+            return back(gradients[0], ctx.group), None
+
+    return Pair.apply  # type: ignore[return-value]
