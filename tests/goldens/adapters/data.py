@@ -14,6 +14,7 @@ import torch
 from cosmos_predict.conditions import plucker
 from cosmos_predict.data import clip_sampler, ego_trajectory, robot_actions, transforms, video_reader
 from cosmos_predict.data.multiview import MultiviewDataset
+from cosmos_predict.data.video_folder import Clip
 from cosmos_predict.io.embeddings import WIDTH, write_embedding
 from tests.goldens.run_case import Case, adapter
 
@@ -185,33 +186,42 @@ def data_bridge_sample(case: Case) -> dict[str, Any]:
     return {"action": actions, **_summary(fitted.frames, case.call["frames_downsampled"])}
 
 
+def multiview_dataset(case: Case, folder: Path, split: str = "train") -> MultiviewDataset:
+    """The folder that the case describes, with embeddings of ones."""
+    config, call = case.config, case.call
+    for camera, media in call["media"].items():
+        (folder / "videos" / camera).mkdir(parents=True, exist_ok=True)
+        for number in range(call["n_clips"]):
+            clip = f"clip{number:02d}"
+            shutil.copyfile(case.media / media, folder / "videos" / camera / f"{clip}.mp4")
+            ones = np.ones((call["t5_tokens"][camera], WIDTH), np.float16)
+            write_embedding(folder / "t5_xxl" / camera / f"{clip}.pkl", ones)
+    return MultiviewDataset(
+        folder,
+        config["num_frames"],
+        config["video_size"],
+        config["camera_keys"],
+        config["camera_to_view_id"],
+        config["front_camera_key"],
+        config["front_view_caption_only"],
+        state_t=config["state_t"],
+        sequence_interval=config["sequence_interval"],
+        start_interval=config["start_frame_interval"],
+        split=split,
+    )
+
+
+def multiview_windows(dataset: MultiviewDataset) -> list[tuple[Clip, np.ndarray]]:
+    """All samples in the published order: clip by clip, then by start frame."""
+    return [(clip, ids) for clip in dataset.clips for ids in dataset.windows(clip)]
+
+
 @adapter("data", "multiview_sample")
 def data_multiview_sample(case: Case) -> dict[str, Any]:
-    """The folder that the case describes, with embeddings of ones, read by the dataset."""
-    config, call = case.config, case.call
+    call = case.call
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for camera, media in call["media"].items():
-            (folder / "videos" / camera).mkdir(parents=True)
-            for number in range(call["n_clips"]):
-                clip = f"clip{number:02d}"
-                shutil.copyfile(case.media / media, folder / "videos" / camera / f"{clip}.mp4")
-                ones = np.ones((call["t5_tokens"][camera], WIDTH), np.float16)
-                write_embedding(folder / "t5_xxl" / camera / f"{clip}.pkl", ones)
-        dataset = MultiviewDataset(
-            folder,
-            config["num_frames"],
-            config["video_size"],
-            config["camera_keys"],
-            config["camera_to_view_id"],
-            config["front_camera_key"],
-            config["front_view_caption_only"],
-            state_t=config["state_t"],
-            sequence_interval=config["sequence_interval"],
-            start_interval=config["start_frame_interval"],
-        )
-        windows = [(clip, ids) for clip in dataset.clips for ids in dataset.windows(clip)]
-        sample = dataset.load(*windows[call["sample_index"]])
+        dataset = multiview_dataset(case, Path(name))
+        sample = dataset.load(*multiview_windows(dataset)[call["sample_index"]])
     down = _summary(sample["video"].transpose(0, 1), call["frames_downsampled"])["video_down"]
     same = {name: sample[name] for name in ("view_indices", "latent_view_indices_B_T")}
     norms = sample["t5_text_embeddings"].norm(dim=1)
