@@ -78,6 +78,7 @@ def main() -> None:
         compare(SMALL, 1)  # an image
         compare(SMALL.replace(extra_pos_emb="learnable"), 4)
         compare(SMALL.replace(patch_temporal=2), 8)
+        compare(SMALL.replace(sparse_attention="SD"), 4)  # windows of two of the three columns
         camera = SMALL.replace(controls=(CameraBlockControl(features=5, zero_init=False),))
         rays = torch.randn(2, 8, 2, 3, 5, generator=torch.Generator().manual_seed(2))
         compare(camera, 8, views=2, camera=rays)

@@ -59,7 +59,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 def test_several_ranks_compute_what_one_does(
     tmp_path: Path, alone: RunFolder, ranks: int, overrides: list[str]
 ) -> None:
-    folder = train(tmp_path, ranks, *GENERATED, *overrides, steps=STEPS)
+    folder = train(tmp_path, ranks, *GENERATED, *overrides, steps=STEPS, torchrun=True)
     assert not [name for name in state(folder) if ".lora_" not in name]
     assert_same_run(folder, alone)
 
@@ -100,6 +100,6 @@ def test_context_parallel_on_cached_latents_beside_a_file(tmp_path: Path) -> Non
     options = [*LORA, f"checkpoint.load_path={base}", "data=latent_cache", "model.with_tokenizer=false"]
     options += [f"dataloader_train.dataset.cache_dir={latents}"]
     one = train(tmp_path / "one", 1, *options, steps=STEPS)
-    two = train(tmp_path / "two", 2, *options, f"{CONTEXT}=2", f"{SHARD}=2", steps=STEPS)
+    two = train(tmp_path / "two", 2, *options, f"{CONTEXT}=2", f"{SHARD}=2", steps=STEPS, torchrun=True)
     assert_same_run(two, one)
     assert two.read_index(STEPS)["lora"]["base_hash"] == file_hash(base)

@@ -131,6 +131,7 @@ def assert_same_exports(folder: RunFolder, other: RunFolder) -> None:
     [
         pytest.param(2, [], id="tensor"),
         pytest.param(2, [SEQUENCE, "trainer.activation_checkpointing=selective"], id="sequence"),
+        pytest.param(4, [f"{CONTEXT}=2"], id="context"),
         pytest.param(4, [SEQUENCE, f"{CONTEXT}=2"], id="sequence-context"),
         pytest.param(4, [SEQUENCE, f"{SHARD}=2"], id="sequence-fsdp"),
     ],
@@ -162,6 +163,7 @@ def test_bfloat16_compute_over_four_ranks(tmp_path: Path) -> None:
     ("ranks", "overrides"),
     [
         pytest.param(4, [f"{SHARD}=2"], id="tensor-fsdp"),
+        pytest.param(4, [f"{CONTEXT}=2"], id="tensor-context"),
         pytest.param(
             2, [SEQUENCE, f"{SHARD}=-1", "trainer.activation_checkpointing=full"], id="sequence-checkpointing"
         ),
@@ -170,13 +172,14 @@ def test_bfloat16_compute_over_four_ranks(tmp_path: Path) -> None:
 def test_predict1_networks(tmp_path: Path, alone_predict1: RunFolder, ranks: int, overrides: list[str]) -> None:
     """EDM, learnable positions that every block adds, a log-variance head, the other layout of files."""
     folder = train(tmp_path, ranks, *FRAMES, TWO, f"{TENSOR}=2", *PREDICT1, *overrides, torchrun=True)
-    folder = RunFolder(folder.root, "predict1")
-    assert folder.read_index(STEPS)["data_parallel"] == ranks // 2
+    folder, shared = RunFolder(folder.root, "predict1"), f"{CONTEXT}=2" in overrides
+    assert folder.read_index(STEPS)["data_parallel"] == ranks // (4 if shared else 2)
     assert_same_run(folder, alone_predict1)
     assert norms(folder) == pytest.approx(norms(alone_predict1), rel=1e-4)
     assert_same_exports(folder, alone_predict1)
     files = {path.name for path in folder.part("trainer", STEPS).glob("weights*")}
-    assert files == {f"weights_{rank:05d}-of-{ranks:05d}.safetensors" for rank in range(ranks)}
+    parts = ranks // 2 if shared else ranks  # the ranks of a context hold the same weights
+    assert files == {f"weights_{part:05d}-of-{parts:05d}.safetensors" for part in range(parts)}
 
 
 @pytest.mark.slow

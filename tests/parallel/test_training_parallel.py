@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ CONTEXT = "model_parallel.context_parallel_size"
 SHARD = "model.config.fsdp_shard_size"
 FOUR = ["trainer.global_batch_size=4"]
 STEPS = 10
+BROKEN_SAMPLE = "tests.parallel.broken_samples.BrokenSample"
 
 
 # Four latent frames, of which the first is given.
@@ -37,14 +39,20 @@ def folder_of(root: Path) -> RunFolder:
     return RunFolder(root / "cosmos_predict" / "tiny" / "tiny_video2world_debug")
 
 
-def train(root: Path, ranks: int, *overrides: str, steps: int = STEPS, torchrun: bool = False) -> RunFolder:
-    """Run the training command on `ranks` processes, started by torchrun itself or as torchrun does."""
-    command = ["--", *BASE, f"trainer.max_iter={steps}", *overrides]
+def train(
+    root: Path, ranks: int, *overrides: str, steps: int = STEPS, torchrun: bool = False, allow: str = ""
+) -> RunFolder:
+    """Run the training command on `ranks` processes, started by torchrun itself or as torchrun does.
+
+    allow: a package that the configuration may name classes of; not with torchrun.
+    """
+    options = [f"trainer.max_iter={steps}", *overrides]
+    command = [*(["--allow", allow] if allow else []), "--", *BASE, *options]
     old = os.environ.get("OUTPUT_ROOT")
     os.environ["OUTPUT_ROOT"] = str(root)
     try:
         if torchrun:
-            process = launch(root, *command[len(BASE) + 1 :], ranks=ranks)
+            process = launch(root, *options, ranks=ranks)
             try:
                 output = process.communicate(timeout=400)[0]
             finally:
@@ -165,7 +173,22 @@ def test_context_parallel_with_none_and_with_several_given_frames(tmp_path: Path
     frames = [*FRAMES, f"{PIPE}.min_num_conditional_frames=0", f"{PIPE}.max_num_conditional_frames={most}"]
     frames += ["dataloader_train.batch_size=2", "trainer.global_batch_size=2"]
     one = train(tmp_path / "one", 1, *frames)
-    assert_same_run(train(tmp_path / "two", 2, *frames, f"{CONTEXT}=2", f"{SHARD}=2"), one)
+    assert_same_run(train(tmp_path / "two", 2, *frames, f"{CONTEXT}=2", f"{SHARD}=2", torchrun=True), one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [1, 2])
+def test_an_update_with_a_broken_sample_on_one_rank_is_skipped_on_all(tmp_path: Path, shard: int) -> None:
+    options = [f"dataloader_train.dataset._target_={BROKEN_SAMPLE}", "trainer.global_batch_size=2"]
+    one = train(tmp_path / "one", 1, *options, steps=5, allow="tests.parallel")
+    two = train(tmp_path / "two", 2, *options, f"{SHARD}={shard}", steps=5, allow="tests.parallel")
+    for folder in (one, two):
+        assert folder.read_index(5)["skipped"] == 1
+        assert [math.isfinite(loss) for loss in losses(folder)] == [True, True, False, True, True]
+    first, second = state(two), state(one)
+    names = [name for name in first if name.startswith(("weights:", "ema:"))]
+    assert all(torch.isfinite(first[name]).all() for name in first)
+    assert relative_distance([first[n] for n in names], [second[n] for n in names]) <= 1e-5
 
 
 @pytest.mark.slow
