@@ -19,10 +19,8 @@ import os, signal, sys
 from pathlib import Path
 from cosmos_predict.io.lock import hold
 lock = hold(Path(sys.argv[1]), "held")
-child = os.fork()
-if not child:
-    signal.pause()
-print(child, flush=True)
+if not os.fork():
+    print(os.getpid(), flush=True)  # the lock is no longer the child's here
 signal.pause()
 """
 
@@ -31,6 +29,14 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
     with hold(tmp_path / "new" / ".lock", ""), pytest.raises(ConfigError, match="wait for the other"):
         hold(tmp_path / "new" / ".lock", "wait for the other")
     hold(tmp_path / "new" / ".lock", "").close()
+
+
+def test_shared_holders_keep_away_one_that_wants_it_alone(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with hold(path, "", shared=True), hold(path, "", shared=True), pytest.raises(ConfigError, match="not alone"):
+        hold(path, "not alone")
+    with hold(path, ""), pytest.raises(ConfigError, match="held alone"):
+        hold(path, "held alone", shared=True)
 
 
 def test_a_child_of_a_killed_holder_does_not_keep_it(tmp_path: Path) -> None:
