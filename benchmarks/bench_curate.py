@@ -38,7 +38,9 @@ from cosmos_predict.curate.split import list_videos, split
 from cosmos_predict.data.video_reader import probe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RESULT = Path(__file__).resolve().parent / "results" / "bench_curate_cpu.json"
+RESULT = (
+    Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).resolve().parent / "results") / "bench_curate_cpu.json"
+)
 GOAL = 0.9
 
 
@@ -104,6 +106,7 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=10, help="seconds of a clip (default: that of the command)")
     parser.add_argument("--size", default="640x360", help="of generated videos")
     parser.add_argument("--workers", type=int, default=2, help="of threads and of Ray, for their comparison")
+    parser.add_argument("--executors", nargs="*", choices=("threads", "ray"), default=["threads", "ray"])
     parser.add_argument("--pairs", type=int, default=5, help="turns of each side")
     parser.add_argument(
         "--many", type=int, nargs="*", default=[10, 100], help="numbers of videos to measure memory with"
@@ -124,8 +127,8 @@ def main() -> None:
             rows.append({"seconds": kind, **speeds, "ratio": statistics.median(ratios), "ratios": ratios, "goal": GOAL})
             print(f"clips per {kind} second: {speeds['ours']:.2f}, plain loop {speeds['plain']:.2f}: ", end="")
             print(f"ratio {rows[-1]['ratio']:.3f} (goal {GOAL})")
-        sides = {name: functools.partial(ours, executor=name, workers=args.workers) for name in ("threads", "ray")}
-        if importlib.util.find_spec("ray") is None:
+        sides = {name: functools.partial(ours, executor=name, workers=args.workers) for name in args.executors}
+        if "ray" in sides and importlib.util.find_spec("ray") is None:
             print("ray is not installed: not measured")
             del sides["ray"]
         for name, side in sides.items():
@@ -141,6 +144,7 @@ def main() -> None:
         "cores": os.cpu_count(),
         "ratio": "ours / plain clips per s",
     }
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps({**about, "stride": args.stride, "rows": rows}, indent=1) + "\n")
 
 

@@ -34,7 +34,9 @@ from cosmos_predict.errors import DataError, MissingDependencyError
 from cosmos_predict.io.embeddings import write_embedding
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RESULT = Path(__file__).resolve().parent / "results" / "bench_data_cpu.json"
+RESULT = (
+    Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).resolve().parent / "results") / "bench_data_cpu.json"
+)
 GOAL = 0.95
 READ_AHEAD = 2  # batches, the loader's default
 Turn = Callable[[int], tuple[float, float]]  # does the samples of a turn by number; wall and processor seconds

@@ -36,7 +36,7 @@ from cosmos_predict.networks.config import DiTConfig
 from cosmos_predict.networks.dit import build_dit
 from cosmos_predict.networks.flops import count_tokens, forward_flops, training_flops
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).resolve().parent / "results")
 PRESETS: dict[str, dict] = {
     # Published shapes; a backward of these needs activation checkpointing, which is not what is compared here.
     name: {"width": 2048, "blocks": 28, "heads": 16, "latent": latent, "dtype": "bfloat16", "passes": ["forward"]}

@@ -5,17 +5,20 @@
     python benchmarks/bench_generate.py --device cuda --preset 2b_720p    # 704x1280
 
 Weights are random: time does not depend on them. Every repeat makes one clip from one given frame through
-`pipelines.video2world.generate` with guidance, in bfloat16 on a GPU and float32 on a CPU; stages are timed where the
-pipeline calls them, with the device synchronised before and after. `other` is the whole less the stages: solver, noise,
-moving frames. `overhead` is (text + other) / whole, what lies outside DiT, tokenizer and file. Prints medians and writes
-`benchmarks/results/bench_generate_<device>.json`.
+`pipelines.video2world.generate` with guidance, in bfloat16 on a GPU and float32 on a CPU, after a warm-up of two solver
+steps; stages are timed where the pipeline calls them, with the device synchronised before and after. `text` is the tiny
+encoder, not T5-11B; `other` is the whole less the stages: solver, noise, moving frames. `overhead` is (total - dit) / total,
+what lies outside the DiT's forwards; `overhead_outside_models` leaves out what the tokenizer and the file take as well.
+Prints medians and writes `benchmarks/results/bench_generate_<device>.json`, after every repeat.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import json
+import os
 import platform
 import statistics
 import tempfile
@@ -28,6 +31,7 @@ import numpy as np
 import torch
 
 from cosmos_predict.data.video_reader import write_video
+from cosmos_predict.io.atomic import atomic_write_text
 from cosmos_predict.models.build import build_world_model
 from cosmos_predict.models.config import ModelConfig, PipeConfig, TokenizerConfig
 from cosmos_predict.models.published import published_model
@@ -38,7 +42,7 @@ from cosmos_predict.pipelines.video2world import Clip, generate
 from cosmos_predict.text_encoders.build import build_text_encoder
 from cosmos_predict.tokenizers.load import build_tokenizer
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).resolve().parent / "results")
 STAGES = ("text", "encode", "dit", "decode", "write")
 # name -> (published name, frames, (height, width)); seconds that NVIDIA publishes for one H200, with 35 steps.
 PRESETS = {
@@ -51,7 +55,8 @@ class Clock:
     """Seconds by stage; `timed(stage, f)` returns f with its time counted."""
 
     def __init__(self, cuda: bool) -> None:
-        self.cuda, self.seconds = cuda, collections.Counter()
+        self.cuda = cuda
+        self.seconds: dict[str, float] = collections.defaultdict(float)
 
     def now(self) -> float:
         if self.cuda:
@@ -108,7 +113,33 @@ def one_clip(model: WorldModel, clock: Clock, clip: Clip, settings: SamplerSetti
     total = clock.now() - begin
     row = {stage: clock.seconds[stage] for stage in STAGES}
     other = total - sum(row.values())
-    return {**row, "other": other, "total": total, "overhead": (row["text"] + other) / total}
+    return {**row, "other": other, "total": total, **shares(row, total)}
+
+
+def shares(row: dict[str, float], total: float) -> dict[str, float]:
+    stages = sum(row[stage] for stage in STAGES)
+    outside = (row["text"] + total - stages) / total
+    return {"overhead": (total - row["dit"]) / total, "overhead_outside_models": outside}
+
+
+def write(args: argparse.Namespace, device: str, setting: dict[str, Any], run: dict[str, Any]) -> Path:
+    """Put the run into the device's file, in place of an older one of this setting."""
+    name = "cpu" if args.device == "cpu" else "_".join(device.lower().split())
+    path = RESULTS / f"bench_generate_{name}.json"
+    runs = json.loads(path.read_text())["runs"] if path.is_file() else []
+    setting = json.loads(json.dumps(setting))
+    runs = [run for run in runs if run["setting"] != setting] + [{"setting": setting, **run}]
+    record = {
+        "device": device,
+        "torch": torch.__version__,
+        "formula": "seconds, medians over clips; overhead = (total - dit) / total; goal: at most 0.10 for forwards of 0.5 s or more; "
+        "overhead_outside_models = (text + other) / total",
+        "text": "the tiny encoder, not T5-11B",
+        "published_h200_seconds": {name: values[3] for name, values in PRESETS.items()},
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, json.dumps({**record, "runs": runs}, indent=1) + "\n")
+    return path
 
 
 def main() -> None:
@@ -120,7 +151,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, help="solver steps (default: 35 for a published model, 4 for the tiny one)"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="clips after the first, which warms up")
+    parser.add_argument("--repeats", type=int, help="clips (default: 1 of a published model, 3 of the tiny one)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
@@ -141,30 +172,25 @@ def main() -> None:
     tokenizer.encode, tokenizer.decode = (clock.timed(n, getattr(tokenizer, n)) for n in ("encode", "decode"))
     image = np.random.default_rng(0).integers(0, 255, (1, *size, 3), dtype=np.uint8)
     clip = Clip(image, frames, size)
-    rows = []
+    device = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {args.threads} threads"
+    setting = {name: value for name, value in vars(args).items() if name != "repeats"}
+    setting |= {"frames": frames, "size": size, "steps": steps}
+    rows: list[dict[str, float]] = []
+    medians: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for repeat in range(args.repeats + 1):
+        one_clip(model, clock, clip, dataclasses.replace(settings, num_steps=min(2, steps)), Path(folder))
+        for _ in range(args.repeats or (3 if args.preset == "tiny" else 1)):
             forwards.clear()
-            row = one_clip(model, clock, clip, settings, Path(folder))
-            if repeat:
-                rows.append(row)
-    medians = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-    medians["seconds_per_forward"] = medians["dit"] / len(forwards)
+            rows.append(one_clip(model, clock, clip, settings, Path(folder)))
+            print(f"clip {len(rows)}: {rows[-1]['total']:.2f} s", flush=True)
+            medians = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+            medians["seconds_per_forward"] = medians["dit"] / len(forwards)
+            path = write(args, device, setting, {"medians": medians, "rows": rows})
     print(f"{args.preset}: {frames} frames {size[0]}x{size[1]}, {steps} steps, {len(forwards)} forwards a clip")
     for key, value in medians.items():
         spread = f"  ({min(r[key] for r in rows):.3f} .. {max(r[key] for r in rows):.3f})" if key in rows[0] else ""
-        print(f"  {key:20} {value:9.3f}{' s' if key != 'overhead' else '  '}{spread}")
-    device = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {args.threads} threads"
-    setting = vars(args) | {"frames": frames, "size": size, "steps": steps}
-    path = RESULTS / f"bench_generate_{'_'.join(device.lower().split()) if cuda else 'cpu'}.json"
-    runs = json.loads(path.read_text())["runs"] if path.is_file() else []
-    runs = [run for run in runs if run["setting"] != json.loads(json.dumps(setting))]
-    runs.append({"setting": setting, "medians": medians, "rows": rows})
-    formula = "medians over clips; overhead = (text + other) / total; goal on a CPU: at most 0.10"
-    published = {name: values[3] for name, values in PRESETS.items()}
-    record = {"device": device, "torch": torch.__version__, "formula": formula, "published_h200_seconds": published}
-    RESULTS.mkdir(exist_ok=True)
-    path.write_text(json.dumps({**record, "runs": runs}, indent=1) + "\n")
+        label = {"text": "text (tiny encoder)"}.get(key, key)
+        print(f"  {label:24} {value:9.3f}{'  ' if key.startswith('overhead') else ' s'}{spread}")
     print(f"written to {path}")
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from cosmos_predict.training.low_memory import LowMemoryAdamW
 from cosmos_predict.training.optimizers import MasterAdamW
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).resolve().parent / "results")
 REFERENCE = "torch fused, float32"
 OPTIONS = {"lr": 1e-4, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
 SIDES = {

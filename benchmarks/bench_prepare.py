@@ -35,7 +35,7 @@ from cosmos_predict.data.nemo_cache import CONDITIONING, INFO, LATENT, MASK, TEX
 from cosmos_predict.data.prepare_nemo import GIVEN_FRAMES, Chunk, write_chunks
 from cosmos_predict.tokenizers.load import load_tokenizer
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).resolve().parent / "results")
 GOALS = {"distinct": 1.0, "repeated": 1.0, "memory hour / minute": 1.1}
 EMBEDDING = torch.ones(20, 1024, dtype=torch.bfloat16)
 
@@ -184,6 +184,7 @@ def main() -> None:
         "rows": {name: {key: round(value, 4) for key, value in row.items()} for name, row in rows.items()},
     }
     path = RESULTS / f"bench_prepare_{torch.device(args.device).type}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"written to {path}")
 

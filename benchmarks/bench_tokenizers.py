@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).resolve().parent / "results")
 SIDES = ("ours", "diffusers")
 PASSES = ("encode", "decode")
 GOALS = {"cpu": {"wan": 0.6, "cosmos": 0.8}, "cuda": {"wan": 0.6, "cosmos": 0.6}}
