@@ -113,8 +113,8 @@ def held_out() -> LazyDict:
 register_group("val", "dataloader_val")
 register_choice("val", "video_folder", held_out)
 
-# Captions without an embedding file are encoded when the dataset is made: `text=tiny`, `text=t5`.
+# Captions without an embedding file are encoded when the dataset is made: `text=tiny`, `text=t5`, `text=cosmos_reason1`.
 register_group("text", "dataloader_train.dataset.text_encoder")
-for name in ("tiny", "t5"):
+for name in ("tiny", "t5", "cosmos_reason1"):
     encoder = L("cosmos_predict.text_encoders.build.LazyTextEncoder")(name_or_path=name)
     register_choice("text", name, encoder)

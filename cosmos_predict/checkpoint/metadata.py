@@ -55,6 +55,8 @@ def diffusers_config(config: DiTConfig) -> dict[str, Any]:
     lacking += [f"the input channel {name!r}" for name in names if name not in ("latent", "cond_mask", "padding")]
     if config.extra_pos_emb == "sincos":
         lacking.append("the sin-cos extra position embedding")
+    if config.sparse_attention:
+        lacking.append("sparse attention")
     if config.timestep_scale != 1.0:
         lacking.append(f"timestep_scale={config.timestep_scale}")
     if lacking:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from cosmos_predict.cli.program import positive_int, run_program
-from cosmos_predict.errors import DataError
+from cosmos_predict.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from cosmos_predict.text_encoders.build import TextEncoder
     from cosmos_predict.text_encoders.embed_captions import Caption
+
+T5_11B = "google-t5/t5-11b"
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -49,11 +51,15 @@ def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say how captions are embedded; every script that makes embeddings has them."""
     add = parser.add_argument
     add("--max_length", type=positive_int, default=512, help="tokens kept of a caption, its end mark included")
-    add("--cache_dir", type=Path, help="T5 folder, or where to look for the model and to download it to")
-    add("--pretrained_model_name_or_path", default="google-t5/t5-11b", help="T5 folder or Hugging Face name")
-    add("--text_encoder", choices=("t5", "tiny"), default="t5", help="tiny: offline, for tests and tiny models only")
+    add("--cache_dir", type=Path, help="the model's folder, or where to look for it and to download it to")
+    about = "folder or Hugging Face name; this default stands for the usual one of any --text_encoder"
+    add("--pretrained_model_name_or_path", default=T5_11B, help=about)
+    encoders = ("t5", "cosmos_reason1", "tiny")
+    about = "cosmos_reason1: for Predict2.5, 103 MB a caption; tiny: offline, for tests and tiny models only"
+    add("--text_encoder", choices=encoders, default="t5", help=about)
     add("--batch_size", type=positive_int, default=8, help="captions encoded at a time")
-    add("--dtype", choices=("float32", "bfloat16", "float16", "int8"), default="float32", help="of the T5 weights")
+    kinds = ("float32", "bfloat16", "float16", "int8")
+    add("--dtype", choices=kinds, help="of the weights, by default float32 for t5 and bfloat16 for cosmos_reason1")
     add("--device", help="where to compute, as cuda or cpu; by default t5 takes a GPU where there is one")
     add("--format", choices=("pickle", "safetensors"), default="pickle", help="of the files written")
     add("--overwrite", action="store_true", help="make all files again, not just those whose caption has changed")
@@ -81,10 +87,18 @@ def embed_with_table(args: argparse.Namespace) -> int:
 
 def embed(args: argparse.Namespace, captions: Sequence[Caption], failed: dict[Path, str], folder: Path) -> int:
     """Embed captions into `folder` and report; return the exit status. failed: {file: reason} of captions left out."""
+    from cosmos_predict.io.embedding_index import encoder_name
     from cosmos_predict.text_encoders.build import build_text_encoder
     from cosmos_predict.text_encoders.embed_captions import embed_captions
 
-    source = "tiny" if args.text_encoder == "tiny" else args.pretrained_model_name_or_path
+    source = args.text_encoder
+    if source != "tiny" and args.pretrained_model_name_or_path != T5_11B:
+        source = args.pretrained_model_name_or_path
+        if (made_by := encoder_name(source)) != args.text_encoder:
+            raise ConfigError(
+                f"--pretrained_model_name_or_path {source} is a {made_by}, --text_encoder is {args.text_encoder}: give "
+                f"--text_encoder {made_by}, or the folder of a {args.text_encoder}"
+            )
 
     def build() -> TextEncoder:
         try:

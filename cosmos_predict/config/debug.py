@@ -30,7 +30,8 @@ def shrink(config: DictConfig, _report: list[str]) -> None:
     net = pipe.net
     net.update({"model_channels": HEADS * 16, "num_blocks": 1, "num_heads": HEADS, "adaln_lora_dim": 8})
     channels = [[name, LATENT_CHANNELS if name == "latent" else size] for name, size in net.input_channels]
-    net.update({"input_channels": channels, "out_channels": LATENT_CHANNELS, "attention_backend": "sdpa"})
+    net.update({"input_channels": channels, "out_channels": LATENT_CHANNELS})
+    net.update({"attention_backend": "sdpa", "sparse_attention": ""})
     if net.crossattn_proj_in_channels is not None:  # the tiny text encoder's width, whatever the real one's
         net.update({"crossattn_proj_in_channels": 1024, "crossattn_emb_channels": HEADS * 16})
     pipe.tokenizer.update({"name": "dct", "path": "", "options": {"channels": LATENT_CHANNELS}, "dtype": None})

@@ -8,6 +8,7 @@ no such file: nothing is known, and their embeddings are trusted.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -55,13 +56,23 @@ def read_index(folder: Path) -> EmbeddingIndex:
 def check_same_encoder(made_by: str, wanted: str, where: str | Path, wanted_by: str, remedy: str) -> None:
     """Raise DataError where the embeddings in `where` are known to be another encoder's; the message names both.
 
-    wanted: an encoder's name, or a folder or hub name of T5. wanted_by: the setting that says so.
+    wanted: an encoder's name, folder or hub name. wanted_by: the setting that says so.
     """
-    if made_by and made_by != ("t5" if "/" in wanted or "t5" in wanted else wanted):
+    if made_by and made_by != encoder_name(wanted):
         raise DataError(
             f"the embeddings in {where} were made by the text encoder {made_by!r}, {wanted_by} is {wanted!r}; those of two "
             f"encoders cannot be mixed: {remedy}"
         )
+
+
+def encoder_name(name_or_path: str | Path) -> str:
+    """Return the name of a text encoder that is given by name, as a folder or by its hub name: "t5", "cosmos_reason1", ..."""
+    name, config = str(name_or_path), Path(name_or_path).expanduser() / "config.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        name = f"/{json.loads(config.read_text(encoding='utf-8'))['model_type']}"
+    if any(mark in name.lower() for mark in ("reason1", "/qwen2_5_vl")):
+        return "cosmos_reason1"
+    return "t5" if "/" in name or "t5" in name else name
 
 
 def fingerprint(caption: str) -> str:

@@ -8,12 +8,15 @@
 | Predict2 action | `.npy` | array (n, 1024) or (1, n, 1024) |
 | NeMo | `I.t5_text_embeddings.pth`, `.pt` | bfloat16 tensor (512, 1024) or (1, 512, 1024), zero padded |
 | this package | `.safetensors` | tensor `t5_xxl`, float16 (n, 1024) |
+
+Those of Cosmos-Reason1 (Predict2.5) are (512, 100352), in any of these forms.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +28,18 @@ from cosmos_predict.io.unpickle import load_pickle
 
 TENSOR_NAME = "t5_xxl"
 WIDTH = 1024
+ENCODERS = {WIDTH: "t5", 100352: "cosmos_reason1"}  # by the width of what they make; the tiny encoder's is T5's
 PICKLE_SUFFIXES = (".pickle", ".pkl", ".bin")
 TORCH_SUFFIXES = (".pth", ".pt")
 
 
-def read_embedding(path: str | os.PathLike[str], *, window: int | None = None, width: int | None = WIDTH) -> np.ndarray:
+def read_embedding(
+    path: str | os.PathLike[str], *, window: int | None = None, width: int | Collection[int] | None = tuple(ENCODERS)
+) -> np.ndarray:
     """Return a text embedding (n, width), float16 or float32 as stored (bfloat16 and float64 become float32).
 
-    Zero rows that a producer padded with are kept. `window` picks one array of a list with several; `width=None` takes
-    any width.
+    Zero rows that a producer padded with are kept. `window` picks one array of a list with several; `width`, or one of
+    several, is what the embedding must have, None takes any.
 
     Raises:
         FileNotFoundError: no such file.
@@ -117,7 +123,7 @@ def _read_npy(path: Path) -> np.ndarray:
 
 def _pick(path: Path, items: list | tuple, window: int | None) -> Any:
     if not items:
-        raise DataError(f"{path}: an empty list, expected a list of one array (n, {WIDTH}). Create it again.")
+        raise DataError(f"{path}: an empty list, expected a list of one array (n, width). Create it again.")
     count, index = len(items), window or 0
     if count > 1 and window is None:
         raise DataError(f"{path}: holds {count} embeddings, expected one; say which with window=0..{count - 1}")
@@ -126,9 +132,10 @@ def _pick(path: Path, items: list | tuple, window: int | None) -> Any:
     return items[index]
 
 
-def _checked(path: Path, value: Any, width: int | None) -> np.ndarray:
+def _checked(path: Path, value: Any, width: int | Collection[int] | None) -> np.ndarray:
     """Return the value as an array (n, width) of finite float16 or float32, or raise DataError."""
-    wanted = f"expected floats of shape (n, {width or 'width'}), n >= 1"
+    widths = () if width is None else (width,) if isinstance(width, int) else width
+    wanted = f"expected floats of shape (n, {' or '.join(map(str, widths)) or 'width'}), n >= 1"
     if hasattr(value, "detach"):  # a torch tensor; numpy knows no bfloat16
         keeps = str(value.dtype) == "torch.float16" or not value.is_floating_point()
         value = (value if keeps else value.float()).detach().numpy()
@@ -139,8 +146,9 @@ def _checked(path: Path, value: Any, width: int | None) -> np.ndarray:
         array = array[0]
     if array.dtype not in (np.float16, np.float32):
         raise DataError(f"{path}: an array of {array.dtype}, {wanted}")
-    if array.ndim != 2 or array.shape[0] == 0 or (width is not None and array.shape[1] != width):
-        raise DataError(f"{path}: an array of shape {value.shape}, {wanted}. Create the embedding again with T5-11B.")
+    if array.ndim != 2 or array.shape[0] == 0 or (widths and array.shape[1] not in widths):
+        makers = " or ".join(ENCODERS[each] for each in widths if each in ENCODERS) or "the model's text encoder"
+        raise DataError(f"{path}: an array of shape {value.shape}, {wanted}. Create the embedding again with {makers}.")
     if not np.isfinite(array).all():
         raise DataError(f"{path}: {int((~np.isfinite(array)).sum())} values are NaN or infinite. Create it again.")
     return array

@@ -163,7 +163,7 @@ def pipe_for(family: str, task: str, net: DiTConfig | None = None) -> PipeConfig
         pipe.min_num_conditional_frames, pipe.max_num_conditional_frames = 0, 1 if task.endswith("action") else 2
         pipe.views = 6 if task.endswith("multiview") else 1
     elif family == "predict2.5":
-        pipe.text_encoder, pipe.sigma_conditional = "reason1", None
+        pipe.text_encoder, pipe.sigma_conditional = "cosmos_reason1", None
         pipe.min_num_conditional_frames, pipe.conditional_frames_probs = 0, (0.5, 0.25, 0.25)
     elif task == "text2image":
         pipe.min_num_conditional_frames = pipe.max_num_conditional_frames = 0

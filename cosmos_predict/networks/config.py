@@ -22,6 +22,7 @@ class DiTConfig:
     `controls` are objects of `cosmos_predict.conditions`, each feeding one or more injection sites.
     The rotary ratios stretch the base frequency per axis (NTK-style); `rope_enable_fps_modulation` measures time in
     1/24 s instead of latent frames. `extra_pos_emb` is Predict1's position embedding that every block adds again.
+    `sparse_attention` has a letter per block (`networks.sparse_attention`); "": every block attends to all tokens.
     Sizes `max_*` are in latent units before patching and bound the grid.
     """
 
@@ -51,6 +52,7 @@ class DiTConfig:
     timestep_scale: float = 1.0
     initialization: str = "trunc_normal"
     attention_backend: str = "sdpa"
+    sparse_attention: str = ""
     controls: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosmos_predict.errors import ConfigError
+from cosmos_predict.io.embeddings import ENCODERS
 from cosmos_predict.networks.blocks import Block, FinalLayer, PatchEmbed, RMSNorm, TimestepEmbedder
 from cosmos_predict.networks.config import DiTConfig
 from cosmos_predict.networks.control import Grid, Injection, wrong_shape
@@ -25,6 +26,7 @@ from cosmos_predict.networks.rope import (
     rope_angles,
     rope_table,
 )
+from cosmos_predict.networks.sparse_attention import DENSE, SparseAttention, check_layers
 
 
 class SequenceSplit(Protocol):
@@ -69,6 +71,13 @@ class DiT(nn.Module):
         for control in config.controls:
             for name, module in control.modules(config).items():
                 self.add_module(name, module)
+        self.sparse: list[SparseAttention] = []
+        check_layers(config.sparse_attention, config.num_blocks)
+        for block, kind in zip(self.blocks, config.sparse_attention, strict=False):
+            if kind != DENSE:
+                attention = block.get_submodule("self_attn")
+                self.sparse.append(SparseAttention(kind, attention.attention))  # type: ignore[arg-type]
+                attention.attention = self.sparse[-1]  # type: ignore[assignment]
         self.sequence_split: SequenceSplit | None = None  # set from outside
         self._rope_cache: dict[tuple, tuple[Tensor, Tensor]] = {}
 
@@ -135,6 +144,8 @@ class DiT(nn.Module):
         if views > 1:
             text = text.unflatten(1, (views, -1)).flatten(0, 1)
 
+        for attention in self.sparse:
+            attention.grid = token_grid
         features = {name: value.to(dtype) for name, value in injection.blocks.items()}
         split = self.sequence_split
         if split is not None and split.begin(data_type, token_grid[0], views):
@@ -191,7 +202,11 @@ class DiT(nn.Module):
             raise ConfigError(f"text of shape {tuple(text.shape)} does not fit a batch of {batch} with {views} views")
         expected = config.crossattn_proj_in_channels if config.projects_text else config.crossattn_emb_channels
         if text.shape[2] != expected:
-            raise ConfigError(f"text embeddings are {text.shape[2]} wide, the network takes {expected}")
+            made = ENCODERS.get(expected or 0)
+            advice = f": make them with --text_encoder {made} (scripts/get_t5_embeddings.py)" if made else ""
+            raise ConfigError(f"text embeddings are {text.shape[2]} wide, the network takes {expected}{advice}")
+        if views > 1 and config.sparse_attention:
+            raise ConfigError(f"sparse attention is for one view, this forward has {views}: set sparse_attention=''")
         check_grid(config, config.token_grid(frames // views, height, width))
 
     def _input_channels(self, x: Tensor, named: Mapping[str, Tensor | None], grid: Grid) -> Tensor:

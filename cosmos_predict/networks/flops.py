@@ -2,6 +2,7 @@
 
 A multiply-add counts as two operations. Attention is bidirectional: forward 4 D N per token and layer (queries times
 keys, weights times values), so 12 D N for a training step. Elementwise work, norms and softmax are not counted.
+Sparse attention counts as if it were dense.
 """
 
 from __future__ import annotations

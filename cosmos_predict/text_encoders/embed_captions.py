@@ -36,7 +36,8 @@ class Caption:
 
 @dataclass
 class EmbeddingReport:
-    """What `embed_captions` did: files written, files kept, captions that filled every row, and why others failed."""
+    """What `embed_captions` did: files written, files kept, captions that filled every row (told by zeros behind the last
+    token, where the encoder leaves such), and why others failed."""
 
     written: int = 0
     skipped: int = 0
@@ -52,15 +53,16 @@ def embed_captions(
     batch_size: int = 8,
     overwrite: bool = False,
 ) -> EmbeddingReport:
-    """Write one float16 array (n, 1024) per caption, n its number of tokens, to the caption's output file.
+    """Write one float16 array (n, width) per caption, n its number of tokens (of an encoder that does not pad with zeros all
+    its rows), to the caption's output file.
 
     A readable output file is kept (`overwrite` removes them all first), a damaged one is made again, and so is one that the
     index says was made of another caption. The encoder is built only where something is left to do. What goes wrong with
     one file is reported under its source, the others go on; an error of the encoder itself is raised, and the files written
     until then stay. Where files are kept that no index tells the encoder of, it stays unknown, with a warning.
 
-    Raises DataError where a folder holds embeddings of an encoder other than `encoder_name` ("t5", "tiny") and
-    `overwrite` is off.
+    Raises DataError where a folder holds embeddings of an encoder other than `encoder_name` ("t5", "cosmos_reason1",
+    "tiny") and `overwrite` is off.
     """
     report = EmbeddingReport()
     indices = {folder: EmbeddingIndex() for folder in {caption.output.parent for caption in captions}}
@@ -74,7 +76,7 @@ def embed_captions(
     for caption in captions:
         known = indices[caption.output.parent].captions.get(caption.output.stem)
         changed = known is not None and known != fingerprint(caption.text)
-        if not (overwrite or changed) and _is_readable(caption.output):
+        if not (overwrite or changed) and _is_readable(caption.output, encoder_name):
             kept.add(caption.output)
         else:
             outputs.setdefault(caption.text, []).append(caption)
@@ -110,7 +112,7 @@ def embed_captions(
             for text, row, tokens in zip(batch, rows, mask.sum(dim=1).tolist(), strict=True):
                 for caption in outputs[text]:
                     _write(caption, row[:tokens], report)
-                    report.full += tokens == max_length
+                    report.full += encoder.zero_padded and tokens == max_length
                     progress.update()
     return report
 
@@ -134,12 +136,12 @@ def _write(caption: Caption, embedding: np.ndarray, report: EmbeddingReport) -> 
         report.written += 1
 
 
-def _is_readable(path: Path) -> bool:
-    """Tell whether an embedding file exists and can be read; a damaged one is named in the log."""
+def _is_readable(path: Path, encoder: str) -> bool:
+    """Tell whether an embedding file exists and can be read, and may be of `encoder`; a damaged one is named in the log."""
     if not path.exists():
         return False
     try:
-        read_embedding(path)
+        read_embedding(path, width=None if encoder == "cosmos_reason1" else 1024)  # whose width is its model's
     except (OSError, ValueError) as error:
         logger.warning(f"{path} is made again, it cannot be read: {error}")
         return False

@@ -6,13 +6,12 @@ the folder name `t5_xxl` suggests. 4.9 billion parameters: 19.5 GB in float32, 9
 
 from __future__ import annotations
 
-import re
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from loguru import logger
-
 from cosmos_predict.errors import CheckpointError, ConfigError, MissingDependencyError
+from cosmos_predict.text_encoders.folders import computing_on, find_folder, import_transformers, read_part
 from cosmos_predict.text_encoders.tiny import check_prompts
 
 if TYPE_CHECKING:
@@ -21,9 +20,8 @@ if TYPE_CHECKING:
 
 T5_11B = "google-t5/t5-11b"
 WIDTH = 1024
-# All that the encoder needs of a repository; that of T5-11B also holds 45 GB for TensorFlow.
+# What the encoder needs of a repository beside the weights; that of T5-11B also holds 45 GB for TensorFlow.
 TOKENIZER_FILES = ("config.json", "tokenizer*", "spiece.model", "special_tokens*")
-WEIGHT_FILES = ("pytorch_model*.bin*", "model*.safetensors*")
 
 Dtype = Literal["float32", "bfloat16", "float16", "int8"]
 
@@ -45,6 +43,7 @@ class T5TextEncoder:
 
     name = "t5"
     width = WIDTH
+    zero_padded = True
 
     def __init__(
         self,
@@ -81,63 +80,29 @@ class T5TextEncoder:
         tokens = self.tokenizer(prompts, truncation=True, max_length=max_length, padding="longest", return_tensors="pt")
         valid = tokens.attention_mask.bool().to(self.device)
         with torch.inference_mode():
-            hidden = self._run({"input_ids": tokens.input_ids.to(self.device), "attention_mask": valid})
+            run = computing_on(self.model, self.device, self.offload)
+            hidden = run(input_ids=tokens.input_ids.to(self.device), attention_mask=valid).last_hidden_state
             length = hidden.shape[1]
             embeddings[:, :length] = hidden.float().masked_fill(~valid[..., None], 0.0)
             mask[:, :length] = valid
         return embeddings, mask
 
-    def _run(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Call the network; with offload on copies of its weights, so that nothing has to be copied back."""
-        import torch
-
-        if not self.offload:
-            return self.model(**inputs).last_hidden_state
-        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        copies = {name: tensor.to(self.device) for name, tensor in tensors.items()}
-        return torch.func.functional_call(self.model, copies, kwargs=inputs).last_hidden_state
-
 
 def find_t5(name_or_path: str | Path, cache_dir: str | Path | None = None) -> Path:
-    """Return the folder of a T5 model, downloaded from Hugging Face where no local one is found.
-
-    Looked at in this order: `name_or_path` itself, `cache_dir` itself, `cache_dir/name_or_path`, and (without a
-    `cache_dir`) `checkpoints/name_or_path`. A download goes to `cache_dir/name_or_path`, or to Hugging Face's own cache
-    (`HF_HOME`). Raises CheckpointError, FileNotFoundError, or what `io.hub.download_snapshot` raises.
-    """
-    name = str(name_or_path)
-    given = Path(name_or_path).expanduser()
-    cache = Path(cache_dir if cache_dir is not None else "checkpoints").expanduser()
-    folders = [given, cache / name] if cache_dir is None else [given, cache, cache / name]
-    for folder in folders:
-        if (folder / "config.json").is_file() and any(folder.glob(pattern) for pattern in WEIGHT_FILES):
-            return folder
-    if given.is_dir():
-        raise CheckpointError(f"{given} is no T5 folder: expected config.json and pytorch_model.bin or *.safetensors")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        raise FileNotFoundError(f"no T5 folder {name}, and no Hugging Face name (OWNER/MODEL, as {T5_11B}) either")
-    from cosmos_predict.io.hub import download_snapshot
-
-    logger.info(f"downloading {name} (google-t5/t5-11b: 45 GB)")
-    target = cache / name if cache_dir is not None else None
-    return download_snapshot(name, [*TOKENIZER_FILES, *WEIGHT_FILES], local_dir=target)
+    """Return the folder of a T5 model, downloaded where there is none; `find_folder` says where it is looked for."""
+    return find_folder(name_or_path, cache_dir, "T5 (google-t5/t5-11b: 45 GB)", TOKENIZER_FILES, (T5_11B, T5_11B, None))
 
 
 def _load(folder: Path, dtype_name: str) -> tuple[T5EncoderModel, Any]:
     """Load encoder (on the CPU, frozen) and tokenizer from a local folder, strictly."""
     import torch
 
-    transformers = _transformers()
+    transformers = import_transformers("T5")
     options: dict[str, Any] = {"dtype": torch.bfloat16 if dtype_name == "int8" else getattr(torch, dtype_name)}
     if dtype_name == "int8":
         options["quantization_config"] = _eight_bit_config()
 
-    def read(kind: Any, **options: Any) -> Any:
-        try:
-            return kind.from_pretrained(folder, local_files_only=True, **options)
-        except Exception as error:  # each file format has its own error classes
-            raise CheckpointError(f"cannot load a T5 encoder from {folder}: {type(error).__name__}: {error}") from error
-
+    read = functools.partial(read_part, folder=folder, what="a T5 encoder")
     config = read(transformers.AutoConfig)
     if config.model_type != "t5" or config.d_model != WIDTH:
         what = f"a {config.model_type} model of width {getattr(config, 'd_model', 'unknown')}"
@@ -158,14 +123,4 @@ def _eight_bit_config() -> Any:
     except ImportError:
         advice = "pip install torchao, or choose bfloat16"
         raise MissingDependencyError(f"the text encoder dtype int8 needs torchao: {advice}") from None
-    return _transformers().TorchAoConfig(Int8WeightOnlyConfig())
-
-
-def _transformers() -> Any:
-    """Import transformers, which takes seconds, only where T5 is used."""
-    try:
-        import transformers
-    except ImportError as error:
-        advice = "pip install transformers, or use the tiny encoder"
-        raise MissingDependencyError(f"the T5 text encoder needs transformers ({error}): {advice}") from error
-    return transformers
+    return import_transformers("T5").TorchAoConfig(Int8WeightOnlyConfig())

@@ -61,6 +61,7 @@ class TinyTextEncoder:
 
     name = "tiny"
     width = WIDTH
+    zero_padded = True
 
     def __init__(self, device: torch.device | str | None = None, seed: int = 0):
         """Fill the weights (1.4 million numbers, some 20 ms) and put them on `device` (default: the CPU)."""

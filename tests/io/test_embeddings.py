@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cosmos_predict.data.captions import load_text
 from cosmos_predict.errors import CorruptFileError, DataError, UnsafeFileError
 from cosmos_predict.io.embeddings import read_embedding, write_embedding
 
@@ -60,7 +61,7 @@ def test_other_producers(tmp_path: Path) -> None:
     [
         ([], "an empty list, expected a list of one array"),
         ([ARRAY, ARRAY], r"holds 2 embeddings, expected one; say which with window=0\.\.1"),
-        ([ARRAY[0]], r"an array of shape \(1024,\), expected floats of shape \(n, 1024\)"),
+        ([ARRAY[0]], r"an array of shape \(1024,\), expected floats of shape \(n, 1024 or 100352\)"),
         ([ARRAY[:, :512]], r"an array of shape \(7, 512\)"),
         ([ARRAY[:0]], r"an array of shape \(0, 1024\).*n >= 1"),
         ([np.stack([ARRAY, ARRAY])], r"an array of shape \(2, 7, 1024\)"),
@@ -87,6 +88,17 @@ def test_any_width_on_request(tmp_path: Path) -> None:
     assert read_embedding(dump(tmp_path / "a.pkl", [ARRAY[:, :64]]), width=None).shape == (7, 64)
     with pytest.raises(DataError, match=r"expected floats of shape \(n, 64\)"):
         read_embedding(dump(tmp_path / "a.pkl", [ARRAY]), width=64)
+
+
+def test_embeddings_of_cosmos_reason1(tmp_path: Path) -> None:
+    wide = torch.randn(2, 100352).bfloat16()
+    save_file({"t5_xxl": wide}, tmp_path / "wide.safetensors")
+    found = read_embedding(tmp_path / "wide.safetensors")
+    assert found.dtype == np.float32 and np.array_equal(found, wide.float().numpy())
+    text, mask = load_text(tmp_path / "wide.safetensors")
+    assert text.shape == (512, 100352) and int(mask.sum()) == 2
+    with pytest.raises(DataError, match=r"shape \(n, 1024\), n >= 1. Create the embedding again with t5\."):
+        read_embedding(tmp_path / "wide.safetensors", width=1024)
 
 
 def test_unsafe_and_damaged_files(tmp_path: Path) -> None:
