@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
+from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,7 +45,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         add("--model_types", nargs="+", choices=list(types), help=f"default: {' '.join(default)}")
         add("--model_sizes", nargs="+", choices=sizes, default=sizes[-2:], help=f"default: {' '.join(sizes[-2:])}")
     if any("{fps}" in pattern for entry in table for pattern in entry.get("files", ())):
-        add("--fps", nargs="+", choices=["4", "10", "16"], default=["16"], help="of Video2World; default: 16")
+        add("--fps", nargs="+", choices=["4", "10", "16"], default=["16"], help="of Video2World, 10 or 16; default: 16")
         add("--resolution", nargs="+", choices=["480", "720"], default=["720"], help="of Video2World; default: 720")
         add("--natten", action="store_true", help="also Video2World's sparse-attention weights (720p)")
     add("--checkpoint_dir", type=Path, default=Path("checkpoints"), help="folder to fill; default: checkpoints")
@@ -74,9 +75,11 @@ def read_table() -> dict[str, list[dict[str, Any]]]:
 
 
 def repositories(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield repo, folder, revision, files and ignore (patterns) of what `args` choose.
+    """Yield repo, folder, revision, files and ignore (patterns) of what `args` choose; choices: files for every --fps and
+    --resolution.
 
-    A type that is named and comes in one size needs no --model_sizes. Raises ConfigError where no model is left.
+    A type that is named and comes in one size needs no --model_sizes. Raises ConfigError where no model is left, and for a
+    rate that a type was not published with.
     """
     found = False
     for entry in args.table:
@@ -89,6 +92,9 @@ def repositories(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if "type" in entry and args.model_types and len(sizes) == 1:
             chosen = sizes
         patterns = [*entry.get("files", ["*"]), *(entry.get("natten", []) if args.natten else [])]
+        if wrong := [fps for fps in args.fps if fps not in entry.get("fps", args.fps)]:
+            own = f"it was published with {' and '.join(entry['fps'])}; other types come whole, without --fps"
+            raise ConfigError(f"--fps {' '.join(wrong)} is not for --model_types {entry['type']}: {own}")
         expand = [
             pattern.format(fps=fps, resolution=resolution)
             for pattern, fps, resolution in product(patterns, args.fps, args.resolution)
@@ -101,25 +107,37 @@ def repositories(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "folder": args.checkpoint_dir / entry.get("folder", entry["repo"]).format(size=size),
                 "revision": pins.get(size) if isinstance(pins, dict) else pins,
                 "files": list(dict.fromkeys(expand)),
+                "choices": [p.format(fps="*", resolution="*") for p in patterns if "{" in p],
                 "ignore": entry.get("ignore", []),
             }
     if not found:
-        known = "; ".join(f"{entry['type']}: {', '.join(entry['sizes'])}" for entry in args.table if "type" in entry)
+        known = "; ".join(f"{entry['type']}: {', '.join(entry['sizes'])}" for entry in args.table if "sizes" in entry)
         raise ConfigError(f"nothing of this type was published in size {' or '.join(args.model_sizes)}. Sizes: {known}")
 
 
 def download(args: argparse.Namespace) -> int:
-    """List (`--dryrun`) or download; return 1 where a repository or file failed (the others still come), else 0."""
+    """List (`--dryrun`) or download; return 1 where a repository or file failed (the others still come), else 0.
+
+    A file that is asked for by its whole name, and that the repository does not have, is a failure.
+    """
     from cosmos_predict.io.hub import fetch_file, list_files
 
     plan, failed, refused = [], [], set[str]()
     for wanted in list(repositories(args)):
         try:
-            files = list_files(wanted["repo"], wanted["files"], wanted["ignore"], wanted["revision"])
-            plan += [(wanted["folder"], file) for file in files]
+            patterns = [*wanted["files"], *wanted["choices"]]
+            listed = list_files(wanted["repo"], patterns, wanted["ignore"], wanted["revision"])
         except (OSError, ValueError) as error:
             print(f"{wanted['repo']}: {' '.join(wanted['files'])}: not listed, sizes unknown")
             failed.append(error)
+            continue
+        names = [file.path for file in listed]
+        for name in wanted["files"]:
+            if not set("*?[") & set(name) and name not in names:
+                print(f"{wanted['repo']}: {name}: not there")
+                others = ", ".join(names[:12]) + ", ..." * (len(names) > 12)
+                failed.append(FileNotFoundError(f"{wanted['repo']} has no {name}; to choose from: {others}"))
+        plan += [(wanted["folder"], f) for f in listed if any(fnmatchcase(f.path, p) for p in wanted["files"])]
     for number, (folder, file) in enumerate(plan, start=1):
         print(f"[{number}/{len(plan)}] {folder / file.path}  {file.size / 1e9:.3f} GB", flush=True)
         if args.dryrun or file.repo_id in refused:

@@ -20,7 +20,9 @@ MAX_PSNR = 100.0  # of equal frames, so that means exist
 def psnr(frames: np.ndarray, real: np.ndarray) -> np.ndarray:
     """Return 10 log10(255^2 / mean square error) in dB, at most 100, per frame `(T,)` of uint8 `(T, H, W, 3)`."""
     _check(frames, real)
-    error = ((frames.astype(np.float64) - real) ** 2).mean((1, 2, 3))
+    error = np.array(
+        [((ours.astype(np.float64) - theirs) ** 2).mean() for ours, theirs in zip(frames, real, strict=True)]
+    )
     return np.minimum(10 * np.log10(255.0**2 / np.maximum(error, 1e-12)), MAX_PSNR)
 
 
@@ -33,21 +35,31 @@ def ssim(frames: np.ndarray, real: np.ndarray) -> np.ndarray:
     _check(frames, real)
     if min(real.shape[1:3]) < 11:
         raise DataError(f"SSIM needs frames of at least 11 x 11 pixels, got {real.shape[1]} x {real.shape[2]}")
+    return np.array([_frame_ssim(ours, theirs) for ours, theirs in zip(frames, real, strict=True)])
+
+
+def _frame_ssim(frame: np.ndarray, real: np.ndarray) -> float:
+    """Return the similarity of two frames uint8 `(H, W, 3)`, over strips of rows that stay in the cache."""
     window = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
-    window = window / window.sum()
-    x, y = (torch.from_numpy(a).double().permute(0, 3, 1, 2).flatten(0, 1)[:, None] for a in (frames, real))
+    weights = (window / window.sum()).tolist()
 
-    def smooth(image: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(image, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+    def smooth(values: Tensor, dim: int, step: int) -> Tensor:
+        length = values.shape[dim] - 10 * step
+        total = values.narrow(dim, 0, length) * weights[0]
+        for tap in range(1, 11):
+            total.add_(values.narrow(dim, tap * step, length), alpha=weights[tap])
+        return total
 
-    mean_x, mean_y = smooth(x), smooth(y)
-    var_x, var_y = smooth(x * x) - mean_x**2, smooth(y * y) - mean_y**2
-    covariance = smooth(x * y) - mean_x * mean_y
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    similarity = (
-        (2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    )
-    return similarity.mean((1, 2, 3)).unflatten(0, (-1, 3)).mean(1).numpy()
+    total, windows = 0.0, 0
+    for top in range(0, len(real) - 10, 8):
+        x, y = (torch.from_numpy(image[top : top + 18]).double().flatten(1) for image in (frame, real))  # (rows, W 3)
+        fields = torch.stack([x, y, x * x + y * y, x * y])
+        mean_x, mean_y, square, product = smooth(smooth(fields, 1, 1), 2, 3)
+        means, luminance = mean_x**2 + mean_y**2, mean_x * mean_y
+        values = (2 * luminance + c1) * (2 * (product - luminance) + c2) / ((means + c1) * (square - means + c2))
+        total, windows = total + float(values.sum()), windows + values.numel()
+    return total / windows
 
 
 class LPIPS:
@@ -72,9 +84,12 @@ class LPIPS:
     def __call__(self, frames: np.ndarray, real: np.ndarray) -> np.ndarray:
         """Return the distance per frame `(T,)` of uint8 `(T, H, W, 3)`, sides of at least 64 pixels."""
         _check(frames, real)
+        return np.array([self._distance(*pair) for pair in zip(frames, real, strict=True)], np.float32)
+
+    def _distance(self, frame: np.ndarray, real: np.ndarray) -> float:
         shift, scale = torch.tensor([[-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]])[:, None, :, None, None]
-        x = (torch.from_numpy(np.concatenate([frames, real])).permute(0, 3, 1, 2) / 127.5 - 1 - shift) / scale
-        total = torch.zeros(len(frames))
+        x = (torch.from_numpy(np.stack([frame, real])).permute(0, 3, 1, 2) / 127.5 - 1 - shift) / scale
+        total = 0.0
         for layer, (n, stride, padding) in enumerate(self.CONVOLUTIONS):
             if layer in (1, 2):
                 x = F.max_pool2d(x, 3, 2)
@@ -82,8 +97,8 @@ class LPIPS:
                 x, self.weights[f"features.{n}.weight"], self.weights[f"features.{n}.bias"], stride, padding
             ).relu()
             ours, theirs = (x / (x.norm(dim=1, keepdim=True) + 1e-10)).chunk(2)
-            total += F.conv2d((ours - theirs) ** 2, self.weights[f"lin{layer}.model.1.weight"]).mean((1, 2, 3))
-        return total.numpy()
+            total += float(F.conv2d((ours - theirs) ** 2, self.weights[f"lin{layer}.model.1.weight"]).mean())
+        return total
 
 
 def mean_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,8 @@ Scores = Mapping[str, Mapping[str, Sequence[np.ndarray]]]  # method -> metric ->
 
 
 def summarise(scores: Scores) -> dict[str, Any]:
-    """Return `methods`: per method and metric the mean over clips, half its 95 % interval, `per_clip` and `per_frame` means;
-    and `differences`: first method less each other, clip by clip, with half the paired interval."""
+    """Return `methods`: per method and metric the mean over clips, half its 95 % interval (None for one clip), `per_clip` and
+    `per_frame` means; and `differences`: first method less each other, clip by clip, with half the paired interval."""
     first = next(iter(scores))
     clips = {
         method: {metric: np.array([frames.mean() for frames in values]) for metric, values in metrics.items()}
@@ -39,8 +40,9 @@ def summarise(scores: Scores) -> dict[str, Any]:
     return {"methods": methods, "differences": differences}
 
 
-def _mean(values: np.ndarray) -> dict[str, float]:
-    return dict(zip(("mean", "interval"), mean_interval(values), strict=True))
+def _mean(values: np.ndarray) -> dict[str, float | None]:
+    mean, interval = mean_interval(values)
+    return {"mean": mean, "interval": None if math.isnan(interval) else interval}
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -55,5 +57,6 @@ def table(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _cells(entries: Mapping[str, Mapping[str, float]], sign: str) -> list[str]:
-    return [f"{e['mean']:{sign}.{DIGITS[name]}f} +- {e['interval']:.{DIGITS[name]}f}" for name, e in entries.items()]
+def _cells(entries: Mapping[str, Mapping[str, Any]], sign: str) -> list[str]:
+    half = {n: "n/a" if e["interval"] is None else f"{e['interval']:.{DIGITS[n]}f}" for n, e in entries.items()}
+    return [f"{e['mean']:{sign}.{DIGITS[name]}f} +- {half[name]}" for name, e in entries.items()]

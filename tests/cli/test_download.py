@@ -111,6 +111,38 @@ def test_nothing_chosen(hub: Hub, tmp_path: Path) -> None:
     assert "nothing of this type was published in size 0.6B. Sizes: text2image: 0.6B, 2B, 14B; video2world" in err
 
 
+def test_a_file_that_is_not_there(hub: Hub, tmp_path: Path) -> None:
+    """It is named with what there is to choose from, the status is 1, and everything else comes."""
+    del hub.files[V2W]["model-720p-16fps.pt"]
+    message = (
+        f"error: {V2W} has no model-720p-16fps.pt; to choose from: model-480p-10fps.pt, model-480p-16fps.pt, "
+        "model-720p-10fps.pt, tokenizer/tokenizer.pth"
+    )
+    status, out, err = run(hub, tmp_path, *ARGUMENTS, "--dryrun")
+    assert status == 1 and message in err.splitlines() and f"{V2W}: model-720p-16fps.pt: not there" in out
+    assert "3 files" in out and not tree(tmp_path)
+    status, out, err = run(hub, tmp_path, *ARGUMENTS, "--natten", "--resolution", "480", "720")
+    assert status == 1 and "Traceback" not in err and message in err
+    assert f"{V2W} has no model-720p-16fps-natten.pt; to choose from: " in err and err.count("error:") == 2
+    assert [path for path in tree(tmp_path) if V2W in path] == [
+        f"{V2W}/model-480p-16fps.pt",
+        f"{V2W}/tokenizer/tokenizer.pth",
+    ]
+    del hub.files[V2W]["tokenizer/tokenizer.pth"]  # a pattern with wildcards asks for what there is
+    status, _, err = run(hub, tmp_path, *ARGUMENTS, "--resolution", "480")
+    assert status == 0, err
+
+
+def test_a_rate_that_was_not_published(hub: Hub, tmp_path: Path) -> None:
+    asked = len(hub.requests)
+    for rates in (["4"], ["4", "16"]):
+        status, _, err = run(hub, tmp_path, *ARGUMENTS, "--fps", *rates)
+        assert status == 2 and len(hub.requests) == asked
+        assert "--fps 4 is not for --model_types video2world: it was published with 10 and 16; other types come" in err
+    files = chosen("download_checkpoints.py", "--model_types", "sample_action_conditioned", "--fps", "4")
+    assert files["checkpoints/nvidia/Cosmos-Predict2-2B-Sample-Action-Conditioned"] == ["*"]
+
+
 def chosen(prog: str, *arguments: str) -> dict[str, list[str]]:
     parsed = build_parser(prog).parse_args([*arguments])
     return {f"{item['folder']}": item["files"] for item in repositories(parsed)}
@@ -147,6 +179,8 @@ def test_choices() -> None:
     ]
     dreams = chosen("download_checkpoints.py", "--model_types", "sample_gr00t_dreams_gr1", "--model_sizes", "2B")
     assert "checkpoints/nvidia/Cosmos-Predict2-14B-Sample-GR00T-Dreams-GR1" in dreams
+    encoder = chosen("download_checkpoints.py", "--model_types", "cosmos_reason1")  # Predict2.5's, and T5
+    assert set(encoder) == {"checkpoints/nvidia/Cosmos-Reason1.1-7B", "checkpoints/google-t5/t5-11b"}
     multiview = chosen("download_diffusion_checkpoints.py", "--model_types", "SingleToMultiView-Sample-AV")
     assert "checkpoints/Cosmos-Predict1-7B-Video2World-Sample-AV-Single2MultiView" in multiview
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from cosmos_predict.checkpoint.lora_forms import network_adapter, write_adapter
+from cosmos_predict.checkpoint.lora_runs import file_hash
 from cosmos_predict.cli import contact_sheet, evaluate
 from cosmos_predict.data.video_reader import probe, read_frames, write_video
+from cosmos_predict.networks.dit import DiT
+from cosmos_predict.networks.lora import inject_lora
+from cosmos_predict.pipelines.load import Checkpoint, load_world_model
+from cosmos_predict.text_encoders.tiny import TinyTextEncoder
+from tests.pipelines.small import write_run
 from tests.training.tiny_run import run
 
 REPOSITORY = Path(__file__).parents[2]
+QUICK = ("--text_encoder", "tiny", "--num_steps", 1, "--num_clips", 1)
 HELDOUT = str(REPOSITORY / "assets" / "robot_arm_heldout")
 
 
@@ -84,6 +95,106 @@ def test_bad_input_is_one_message(trained: Path, tmp_path: Path, capsys: pytest.
     both = ("--dit_path", trained, "--compare_with", f"larger={larger}", "--dataset_path", HELDOUT)
     assert call(evaluate.main, *both) == 2
     assert "larger makes 5 frames of (64, 64)" in capsys.readouterr().err
+
+
+def numbers(tmp_path: Path, *arguments: object) -> dict[str, Any]:
+    options = ("--dataset_path", HELDOUT, "--num_clips", 2, "--num_steps", 2, "--save_path", tmp_path / "out.json")
+    assert call(evaluate.main, *arguments, *options) == 0
+    return json.loads((tmp_path / "out.json").read_text())
+
+
+@pytest.mark.parametrize("options", [(), ("--guidance", 3)])
+def test_every_checkpoint_has_its_own_sampler(tmp_path: Path, options: tuple[object, ...]) -> None:
+    """A Predict1 network makes the same clips beside a Predict2 one as alone, and the reverse."""
+    first = {family: write_run(tmp_path / family, family=family) for family in ("predict2", "predict1")}
+    alone = {family: numbers(tmp_path, "--dit_path", file, *options) for family, file in first.items()}
+    for family, other in (("predict2", "predict1"), ("predict1", "predict2")):
+        both = numbers(tmp_path, "--dit_path", first[family], "--compare_with", f"other={first[other]}", *options)
+        assert both["methods"]["this"] == alone[family]["methods"]["this"]
+        assert both["methods"]["other"] == alone[other]["methods"]["this"]
+        assert both["samplers"] == {
+            "this": alone[family]["samplers"]["this"],
+            "other": alone[other]["samplers"]["this"],
+        }
+    solvers = [alone[family]["samplers"]["this"]["solver"] for family in first]
+    assert solvers == ["2ab", "euler"]
+    assert alone["predict2"]["methods"]["this"] != alone["predict1"]["methods"]["this"]
+
+
+def test_adapters_against_their_base(tmp_path: Path) -> None:
+    """--lora_path is --dit_path's alone; with --load_ema the base is the one that the adapters were trained beside."""
+    file = write_run(tmp_path / "run")
+    net = load_world_model(file).model.net
+    inject_lora(net, rank=4)
+    for part, shift in (("reg", 0.2), ("ema", -0.2)):
+        for name, value in net.named_parameters():
+            torch.nn.init.constant_(value, shift) if "lora_B" in name else None
+        adapter = network_adapter(net, base=str(file), base_hash=file_hash(file))
+        write_adapter(adapter, tmp_path / "iter_000000001_lora" / part)
+    lora = ("--lora_path", tmp_path / "iter_000000001_lora", "--compare_with", f"base={file}", "--baseline", "none")
+    base = numbers(tmp_path, "--dit_path", file)["methods"]["this"]
+    regular = numbers(tmp_path, "--dit_path", file, *lora)["methods"]
+    averaged = numbers(tmp_path, "--dit_path", file, *lora, "--load_ema")["methods"]
+    assert regular["base"] == averaged["base"] == base
+    assert regular["this"] != base != averaged["this"] != regular["this"]
+
+
+def test_a_file_without_its_run_takes_its_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_run(tmp_path / "run")
+    inside = numbers(tmp_path, "--dit_path", file)
+    moved = file.rename(tmp_path / "moved.pt")
+    config = ("--config", tmp_path / "run" / "config.yaml", "--compare_with", f"again={moved}")
+    outside = numbers(tmp_path, "--dit_path", moved, *config)["methods"]
+    assert outside["this"] == outside["again"] == inside["methods"]["this"]
+    bfloat16 = numbers(tmp_path, "--dit_path", moved, *config[:2], "--dtype", "bfloat16")["methods"]
+    assert bfloat16["tokenizer"] == outside["tokenizer"] and bfloat16["this"] != outside["this"]
+    assert bfloat16["this"]["psnr"]["mean"] == pytest.approx(outside["this"]["psnr"]["mean"], abs=0.5)
+    options = ("--dataset_path", HELDOUT, "--save_path", tmp_path / "x.json")
+    assert call(evaluate.main, "--dit_path", moved, "--config", tmp_path / "none.yaml", *options) == 2
+    assert "none.yaml" in capsys.readouterr().err
+
+
+def test_one_network_at_a_time(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a network's weights are read, captions are encoded, their encoder and every other network are gone."""
+    alive: list[list[str]] = []
+    load, encode = Checkpoint.load, TinyTextEncoder.encode
+
+    def living() -> list[Any]:
+        return [each for each in gc.get_objects() if type(each) in (DiT, TinyTextEncoder)]
+
+    def watched(self: Checkpoint, *arguments: Any) -> None:
+        known = {id(each) for each in (*before, self.model.net)}
+        alive.append([type(each).__name__ for each in living() if id(each) not in known])
+        load(self, *arguments)
+
+    def noted(self: TinyTextEncoder, *arguments: Any, **options: Any) -> Any:
+        alive.append(["encoding"])
+        return encode(self, *arguments, **options)
+
+    monkeypatch.setattr(Checkpoint, "load", watched)
+    monkeypatch.setattr(TinyTextEncoder, "encode", noted)
+    before = living()  # of other tests
+    numbers(tmp_path, "--dit_path", trained, "--compare_with", f"a={trained}", f"b={trained}")
+    encoded = [entry for entry in alive if entry]
+    assert encoded == [["encoding"]] * len(encoded) and alive[len(encoded) :] == [[], [], []] and encoded
+
+
+def test_what_cannot_be_compared(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--dataset_path", HELDOUT, "--dit_path", trained, "--save_path", tmp_path / "x.json")
+    assert call(evaluate.main, *options, "--compare_with", trained, trained) == 2
+    assert f"--compare_with {trained}: the name {trained.name} is taken; give another, as NAME={trained}" in (
+        capsys.readouterr().err
+    )
+    file, config = write_run(tmp_path / "run", num_frames=5), tmp_path / "run" / "config.yaml"
+    assert "text_encoder: tiny" in config.read_text()
+    config.write_text(config.read_text().replace("text_encoder: tiny", "text_encoder: t5"))
+    assert call(evaluate.main, *options, "--compare_with", f"other={file}") == 2
+    assert f"other reads text through t5, {trained} through tiny: only checkpoints of one" in capsys.readouterr().err
+    assert call(evaluate.main, *options, "--compare_with", f"other={file}", *QUICK) == 0
+    assert call(evaluate.main, *options, "--num_conditional_frames", 5) == 2
+    assert "5 given frames leave nothing of 5 to generate" in capsys.readouterr().err
+    assert call(evaluate.main, *options, "--lora_path", tmp_path / "none") == 2
+    assert f"no LoRA adapters at {tmp_path / 'none'}" in capsys.readouterr().err
 
 
 def test_a_contact_sheet_of_an_image_and_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cosmos_predict.errors import CheckpointError, DataError
 from cosmos_predict.evaluation.metrics import LPIPS, mean_interval, psnr, ssim, t_quantile
@@ -46,6 +49,43 @@ def test_ssim_against_its_definition() -> None:
     assert ssim(x, y)[0] == pytest.approx(np.mean(values), abs=1e-9)
     big = noise(2, 32, 40, 3)
     assert np.allclose(ssim(big, big), 1) and abs(ssim(big, noise(2, 32, 40, 3, seed=2))).max() < 0.1
+
+
+def test_ssim_of_whole_frames_against_convolution() -> None:
+    """All windows of frames of several strips at once, with variances from their definition; views of any strides."""
+    real = noise(2, 45, 37, 3)
+    near = np.clip(real + np.random.default_rng(3).normal(0, 25, real.shape), 0, 255).astype(np.uint8)
+    grid = np.exp(-((np.arange(11) - 5.0) ** 2) / 4.5)
+    weight = np.outer(grid, grid) / np.outer(grid, grid).sum()
+    x, y = (np.lib.stride_tricks.sliding_window_view(a.astype(float), (11, 11), (1, 2)) for a in (near, real))
+    mean_x, mean_y = ((a * weight).sum((-1, -2), keepdims=True) for a in (x, y))
+    moments = ((x - mean_x) ** 2, (y - mean_y) ** 2, (x - mean_x) * (y - mean_y))
+    var_x, var_y, covariance = ((a * weight).sum((-1, -2)) for a in moments)
+    mean_x, mean_y = mean_x[..., 0, 0], mean_y[..., 0, 0]
+    expected = (2 * mean_x * mean_y + 6.5025) * (2 * covariance + 58.5225)
+    expected /= (mean_x**2 + mean_y**2 + 6.5025) * (var_x + var_y + 58.5225)
+    assert np.allclose(ssim(near, real), expected.mean((1, 2, 3)), rtol=0, atol=1e-12)
+    channels_first = np.ascontiguousarray(real.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+    assert np.array_equal(ssim(near, channels_first), ssim(near, real))
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the bytes of the largest tensor that is made inside."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.nbytes = max(self.nbytes, result.nbytes if isinstance(result, torch.Tensor) else 0)
+        return result
+
+
+def test_measures_take_a_frame_at_a_time() -> None:
+    """Neither a clip nor a frame is ever whole in float64: no tensor is larger than some rows, however large the clip."""
+    frames = noise(6, 192, 192, 3)
+    with Largest() as largest:
+        ssim(frames, frames)
+    assert 0 < largest.nbytes <= 4 * 18 * 192 * 3 * 8 < frames.nbytes
 
 
 def test_ssim_of_two_constants() -> None:
@@ -131,3 +171,11 @@ def test_differences_are_paired() -> None:
     assert summary["differences"]["other"]["psnr"] == {"mean": pytest.approx(0.5), "interval": pytest.approx(0)}
     assert summary["methods"]["ours"]["psnr"]["per_frame"] == [25.5, 25.5]
     assert "ours - other  +0.50 +- 0.00" in table(summary)
+
+
+def test_one_clip_has_no_interval() -> None:
+    summary = summarise({name: {"psnr": [np.array([gain])]} for name, gain in (("ours", 21.5), ("other", 20.0))})
+    assert summary["methods"]["ours"]["psnr"]["interval"] is None
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    shown = table(summary)
+    assert "21.50 +- n/a" in shown and "+1.50 +- n/a" in shown and "nan" not in shown
