@@ -22,7 +22,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="prepare_agibot_fisheye_data.py",
         description="Download AgiBotWorld tasks, keep one camera, cut its videos into windows (train/ and val/), and write "
-        "the captions of PARENT/agibot_CAMERA.jsonl to metas/. Existing files are kept, so a run can be repeated.",
+        "the captions of PARENT/agibot_CAMERA.jsonl, a table of your own, to metas/. Existing files are kept, so a run can be "
+        "repeated.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -115,7 +116,10 @@ def _write_captions(args: argparse.Namespace, output: Path) -> None:
     table = output.with_name(f"{output.name}.jsonl")
     if not table.is_file():
         print(
-            f"no captions: {table} is not there (one object a line: video_clip, caption, episode_id)", file=sys.stderr
+            f"no captions: {table} is not there, and the download does not hold it. Put it there, an object a line with "
+            f"video_clip (the name of a window), caption and episode_id, and give the command again with --split-only; or "
+            f"write {output}/{{train,val}}/metas/WINDOW.txt yourself. Text embeddings are made of metas/ after that.",
+            file=sys.stderr,
         )
         return
     count, unmatched = agibot.write_captions(table, output, args.val_episode_ids)

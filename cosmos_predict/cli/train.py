@@ -11,7 +11,7 @@ from cosmos_predict.cli.program import configure_logging, status_of
 EPILOG = """\
 overrides, after --:
   experiment=NAME      a registered experiment (--list shows them)
-  group=name           a choice of a group: data=synthetic, checkpoint=predict1, ...
+  group=name           a choice of a group: data=synthetic, optimizer=adamw8bit, scheduler=constant, ...
   model=NAME           a published model in place of the experiment's: model=predict2_2b_video2world
   debug=true           the same experiment, small enough for a laptop (the dataset stays)
   a.b.c=value          set a value: trainer.max_iter=2000, optimizer.lr=1e-5

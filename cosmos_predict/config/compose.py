@@ -16,7 +16,7 @@ from cosmos_predict.config import default, registry
 from cosmos_predict.config.debug import fit_ranks, launched_ranks
 from cosmos_predict.config.files import load_config, to_plain
 from cosmos_predict.config.lazy import lazy_dict
-from cosmos_predict.config.nemo_keys import KEYS, translate
+from cosmos_predict.config.nemo_keys import KEYS, NO_EFFECT, drop_without_effect, translate
 from cosmos_predict.config.overrides import apply_leaf, parse_overrides
 from cosmos_predict.config.schema import Config, config_tree, from_tree
 from cosmos_predict.config.tree import Tree, changes, merge, to_tree
@@ -35,8 +35,8 @@ def compose(
     """Compose a config, resolved and typed, neither validated nor frozen. `overrides` may have NeMo's keys (`nemo_keys.py`).
 
     `config_path`: a `.py` file with `make_config()` (None: the default one), or a saved `config.yaml`, for which
-    `allow` names packages whose callables it may name. `report` receives a line for each change that `debug=true` made
-    and for each allowed package; without it these lines go to stderr.
+    `allow` names packages whose callables it may name. `report` receives a line for each change that `debug=true` made,
+    each allowed package and each key without effect; without it these lines go to stderr.
 
     Raises ConfigError for an unknown key, group or experiment (nearest names) or a value that does not fit;
     UnsafeFileError for a config file that names a callable which is not allowed.
@@ -64,9 +64,9 @@ def compose(
         registry.apply_choice(tree, group, name)
     if parsed.debug:
         tree = _apply_debug(tree, lines)
-    leaves = translate(parsed.leaves, tree)
+    leaves = translate(drop_without_effect(parsed.leaves, lines), tree)
     for leaf in leaves:
-        apply_leaf(tree, leaf, {*groups, *KEYS})
+        apply_leaf(tree, leaf, {*groups, *KEYS, *NO_EFFECT})
     config = from_tree(Config, _resolve(tree))
     if parsed.debug:
         fit_ranks(config, [leaf.key for leaf in leaves], lines, launched_ranks() or 1)

@@ -1,4 +1,7 @@
-"""The override keys of NeMo's recipes in our own: one table, and the few keys whose meaning is not a plain renaming."""
+"""The override keys of NeMo's recipes in our own: one table, and the few keys whose meaning is not a plain renaming.
+
+And the published keys that have nothing to act on here.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,26 @@ DATA, RESTORE, RESUME = "data.path", "resume.restore_config", "resume.resume_if_
 INTERVAL, BATCHES = "trainer.val_check_interval", "trainer.limit_val_batches"
 NODES, DEVICES = "trainer.num_nodes", "trainer.devices"
 KEYS = (*RENAMED, DATA, RESTORE, RESUME, INTERVAL, BATCHES, NODES, DEVICES)
+NO_EFFECT = {  # published keys, taken so that published command lines run: why they do nothing
+    "model.config.pipe_config.guardrail_config.enabled": "there are no guardrails here, nothing checks prompts or clips",
+    "model.config.pipe_config.prompt_refiner_config.enabled": "there is no prompt refiner here, prompts are used as they are",
+}
+
+
+def drop_without_effect(leaves: Sequence[Leaf], report: list[str]) -> list[Leaf]:
+    """Return `leaves` without those that set a key of `NO_EFFECT`; `report` receives a line for each.
+
+    Raises ConfigError for a value that is not true or false.
+    """
+    kept: list[Leaf] = []
+    for leaf in leaves:
+        if leaf.action != "set" or leaf.key not in NO_EFFECT:
+            kept.append(leaf)
+        elif not isinstance(leaf.value, bool):
+            raise ConfigError(f"{leaf.key}={leaf.text}: expected true or false")
+        else:
+            report.append(f"{leaf.key}={leaf.text}: no effect, {NO_EFFECT[leaf.key]}")
+    return kept
 
 
 def translate(leaves: Sequence[Leaf], tree: Tree) -> list[Leaf]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cosmos_predict.cli import get_t5_embeddings
 from cosmos_predict.cli.prepare_agibot_fisheye_data import build_parser, prepare
 from cosmos_predict.data import agibot, video_reader
 from cosmos_predict.errors import ConfigError, DataError
@@ -128,6 +129,28 @@ def test_the_command_asks_before_it_removes(task: Path) -> None:
     assert len(list((data.parent / f"agibot_{CAMERA}" / "val" / "videos").iterdir())) == 4
     missing = run("--split-only", "--task_ids", "9")
     assert missing.returncode == 2 and "no <episode>/videos" in missing.stderr
+
+
+def test_the_message_without_captions_says_how_to_go_on(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And that way leads to the guide's text embeddings."""
+    data, output = task.parents[1], task.parents[2] / f"agibot_{CAMERA}"
+    agibot.unpack(task, CAMERA)
+    flags = ["--data_dir", str(data), "--split-only", "--val_episode_ids", "2"]
+    assert prepare(build_parser().parse_args(flags)) == 0
+    advice = capsys.readouterr().err
+    assert f"no captions: {output}.jsonl is not there" in advice
+    assert "Put it there, an object a line with video_clip (the name of a window), caption and episode_id" in advice
+    assert "again with --split-only" in advice and f"{output}/{{train,val}}/metas/WINDOW.txt yourself" in advice
+    windows = [path.stem for path in output.glob("*/videos/*.mp4")]
+    rows = [{"video_clip": name, "caption": "It waits.", "episode_id": int(name.split("_")[3])} for name in windows]
+    output.with_name(f"{output.name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert prepare(build_parser().parse_args(flags)) == 0
+    assert "2 captions written, 0 names unmatched" in capsys.readouterr().out
+    for part in ("train", "val"):
+        embed = ["--dataset_path", str(output / part), "--text_encoder", "tiny"]
+        assert get_t5_embeddings.embed_with_table(get_t5_embeddings.build_parser().parse_args(embed)) == 0
+        (made,) = (output / part / "t5_xxl").iterdir()
+        assert made.stem in windows
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from cosmos_predict.config.compose import compose
 from cosmos_predict.config.files import config_hash, load_config, save_config
 from cosmos_predict.config.registry import list_experiments
+from cosmos_predict.errors import ConfigError
 from cosmos_predict.training.trainer import Trainer
 from tests.parallel.ranks import check, run_ranks
 
@@ -33,6 +34,30 @@ def test_debug_form_trains_two_updates(name: str, tmp_path: Path, monkeypatch: p
     config.freeze()
     assert any("model_channels" in line for line in report)
     assert Trainer(config, device="cpu").train().iteration == 2
+
+
+def test_published_choices_of_optimizer_and_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fusedadamw`, `constant` and `lambdalinear`, over an experiment with numbers of its own and one without."""
+    name = "experiment=predict2_video2world_training_2b_cosmos_nemo_assets"
+    plain = compose([name], report=[])
+    assert config_hash(compose([name, "optimizer=fusedadamw", "scheduler=lambdalinear"], report=[])) == config_hash(
+        plain
+    )
+    constant = compose([name, "scheduler=constant"], report=[])
+    assert constant.scheduler is not None and constant.scheduler.keys() == {"_target_"}
+    linear = compose(["experiment=tiny_video2world", "scheduler=constant", "scheduler=lambdalinear"], report=[])
+    assert linear.scheduler is not None
+    numbers = {"warm_up_steps": [1000], "cycle_lengths": [10**13], "f_start": [1e-6], "f_max": [1.0], "f_min": [1.0]}
+    assert {key: value for key, value in linear.scheduler.items() if key != "_target_"} == numbers
+    with pytest.raises(ConfigError, match=r"scheduler=linear: did you mean .*lambdalinear"):
+        compose([name, "scheduler=linear"], report=[])
+    with pytest.raises(ConfigError, match=r"unknown config key 'scheduler\.f_max'"):
+        compose([name, "scheduler=constant", "scheduler.f_max=[0.5]"], report=[])
+    monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path))
+    settings = ["debug=true", "data=synthetic", "scheduler=constant", "optimizer=fusedadamw", "optimizer.lr=3e-4"]
+    trainer = Trainer(compose([name, *settings], report=[]), device="cpu")
+    assert trainer.train().iteration == 2
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [3e-4]
 
 
 def test_debug_keeps_the_dataset() -> None:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from cosmos_predict.cli.train import parse_arguments
 from cosmos_predict.config.compose import compose
 from cosmos_predict.config.files import save_config
-from cosmos_predict.config.nemo_keys import KEYS
+from cosmos_predict.config.nemo_keys import KEYS, NO_EFFECT
 from cosmos_predict.config.schema import Config, config_tree
 from cosmos_predict.errors import ConfigError
 
@@ -175,3 +175,20 @@ def test_a_factory_and_an_experiment_are_one_thing(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as stopped:
         parse_arguments(["--factory", NAME, "experiment=tiny_video2world"])
     assert stopped.value.code == 2 and "say the same: give one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", NO_EFFECT)
+def test_published_keys_without_effect_are_told_and_change_nothing(key: str) -> None:
+    name, report = "experiment=predict2_video2world_training_2b_cosmos_nemo_assets", list[str]()
+    assert config_tree(compose([name, f"{key}=false"], report=report)) == config_tree(compose([name], report=[]))
+    assert len(report) == 1 and report[0].startswith(f"{key}=false: no effect, there ")
+    assert compose([name, f"{key}=True", "debug=true"], report=report).job.debug
+    for wrong in (f"{key}=maybe", f"{key}=null", f"{key}=0"):
+        with pytest.raises(ConfigError, match=r"enabled=\w+: expected true or false"):
+            compose([name, wrong], report=[])
+    # Their kin, and what is mistyped, are errors as ever.
+    for wrong in (f"{key}d=false", f"{key.rpartition('.')[0]}.offload=false"):
+        with pytest.raises(ConfigError, match="unknown config key .*did you mean"):
+            compose([name, wrong], report=[])
+    with pytest.raises(ConfigError, match=f"did you mean .*{key}"):
+        compose([name, f"{key}d=false"], report=[])

@@ -33,7 +33,7 @@ class Row:
     tensor: int = 1
     shard: int = 32
     frames: int = 121
-    size: tuple[int, int] = (720, 1280)
+    size: tuple[int, int] = (704, 1280)  # the latent shape that the published files state; their clips were 720 high
     max_iter: int = 2000
     save_iter: int = 200
     accumulate: int = 1
@@ -89,7 +89,6 @@ for _size in ("7b", "14b"):
             eps=1e-8,
             tensor=8,
             shard=1,
-            size=(704, 1280),
             max_iter=1000,
             given=(1, 4),
             noise=(math.log(0.001), 0.0, 1.0),

@@ -72,6 +72,45 @@ def prepared(kind: str, root: Path) -> list[str]:
     return [f"data.path={root / 'cached'}"]
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "train"]
+
+
+def published_files(run: Path, iteration: int) -> dict[str, Path]:
+    """Check that the run's folder holds both published files and the run's state; return the files, `reg` and `ema`."""
+    checkpoints = run / "checkpoints"
+    files = {part: checkpoints / f"iter_{iteration:09d}_{part}_model.pt" for part in ("reg", "ema")}
+    weights = {part: torch.load(path, weights_only=True) for part, path in files.items()}
+    query = "net.blocks.block0.blocks.0.block.attn.to_q.0.weight"
+    for part, dtype in (("reg", torch.bfloat16), ("ema", torch.float32)):
+        net = {name: tensor for name, tensor in weights[part].items() if name.startswith("net.")}
+        assert {tensor.dtype for tensor in net.values()} == {dtype}
+        assert net[query].shape == (128, 128)  # every part of a divided weight is there, and whole
+        assert set(weights[part]) - set(net) == {"logvar.0.freqs", "logvar.0.phases", "logvar.1.weight"}
+    assert weights["reg"].keys() == weights["ema"].keys()
+    for part in ("trainer", "optim", "scheduler"):
+        assert (checkpoints / "state" / part / f"iter_{iteration:09d}").is_dir()
+    return files
+
+
+def clip_of(task: str, weights: Path, root: Path, *flags: str) -> video_reader.VideoInfo:
+    """Copy a result as the guides say, and return what is known of the clip that it makes."""
+    model = root / f"Cosmos-Predict1-7B-{task}_post-trained"
+    model.mkdir()
+    shutil.copy(weights, model / "model.pt")
+    shutil.copy(weights.parents[1] / "config.yaml", model)  # of no published size
+    generate = [sys.executable, f"inference/{task}.py", "--checkpoint_dir", str(root), "--num_steps", "2"]
+    generate += [
+        "--diffusion_transformer_dir",
+        model.name,
+        "--video_save_folder",
+        str(root),
+        "--video_save_name",
+        "made",
+    ]
+    command(*generate, *flags, root=root)
+    return video_reader.probe(root / "made.mp4")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("factory", "kind"),
@@ -87,38 +126,73 @@ def prepared(kind: str, root: Path) -> list[str]:
 )
 def test_the_guide_from_footage_to_a_clip(factory: str, kind: str, tmp_path: Path) -> None:
     """Two processes share the network by tensor parallel, since the recipes ask for 8."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "train"]
     settings = ["debug=true", *prepared(kind, tmp_path), "trainer.max_steps=4", "optim.config.lr=1e-6"]
     chosen = ["--yes", "--factory", factory] if kind == "cached" else ["--", f"experiment={factory}"]
-    ended = command(*torchrun, *chosen, *settings, root=tmp_path)
+    ended = command(*TORCHRUN, *chosen, *settings, root=tmp_path)
     assert "tensor_model_parallel_size: 8 -> 2" in ended.stderr
     assert "batch: 1 per step x 1 data-parallel rank(s) x 1 accumulation = 1 samples per update" in ended.stderr
-    task = factory.split("_")[3]
-    checkpoints = tmp_path / f"posttraining/diffusion_{task}/{factory}_debug/checkpoints"
-    files = {part: checkpoints / f"iter_000000004_{part}_model.pt" for part in ("reg", "ema")}
-    weights = {part: torch.load(path, weights_only=True) for part, path in files.items()}
-    for part, dtype in (("reg", torch.bfloat16), ("ema", torch.float32)):
-        net = {name: tensor for name, tensor in weights[part].items() if name.startswith("net.")}
-        assert {tensor.dtype for tensor in net.values()} == {dtype}
-        assert "net.blocks.block0.blocks.0.block.attn.to_q.0.weight" in net
-        assert set(weights[part]) - set(net) == {"logvar.0.freqs", "logvar.0.phases", "logvar.1.weight"}
-    assert weights["reg"].keys() == weights["ema"].keys()
-    # Every part of a divided weight is there, and whole.
-    assert net["net.blocks.block0.blocks.0.block.attn.to_q.0.weight"].shape == (128, 128)
-    for part in ("trainer", "optim", "scheduler"):
-        assert (checkpoints / "state" / part / "iter_000000004").is_dir()
     assert ("reading from" in ended.stderr) is (kind in ("pixels", "episodes"))
-    made_for = {"pixels": 5, "episodes": 5, "published frames": 121}.get(kind, 17)
-    model = tmp_path / f"Cosmos-Predict1-7B-{task}_post-trained"
-    model.mkdir()
-    shutil.copy(files["ema"], model / "model.pt")
-    shutil.copy(checkpoints.parent / "config.yaml", model)  # of no published size
-    generate = [sys.executable, f"inference/{task}.py", "--checkpoint_dir", str(tmp_path), "--prompt", "A sks arm."]
-    generate += ["--diffusion_transformer_dir", model.name, "--video_save_folder", str(tmp_path), "--num_steps", "2"]
+    task = factory.split("_")[3]
+    files = published_files(tmp_path / f"posttraining/diffusion_{task}/{factory}_debug", 4)
     image = ["--input_image_or_video_path", str(CLIPS / "first_frame.png")] if task == "video2world" else []
-    command(*generate, "--video_save_name", "made", *image, root=tmp_path)
-    info = video_reader.probe(tmp_path / "made.mp4")
+    info = clip_of(task, files["ema"], tmp_path, "--prompt", "A sks arm.", *image)
+    made_for = {"pixels": 5, "episodes": 5, "published frames": 121}.get(kind, 17)
     assert (info.frames, info.height, info.width) == (made_for, 48, 64)
+
+
+@pytest.mark.slow
+def test_the_predict1_guide_from_clips_to_a_clip(tmp_path: Path) -> None:
+    """`text2world_7b_example_cosmos_nemo_assets`: one prompt for all clips; two processes share the weights."""
+    data, name, prompt = (
+        tmp_path / "cosmos_nemo_assets",
+        "text2world_7b_example_cosmos_nemo_assets",
+        "A video of sks teal robot.",
+    )
+    (data / "videos").mkdir(parents=True)
+    for video in sorted((CLIPS / "videos").iterdir())[:4]:
+        shutil.copy(video, data / "videos")
+    script = [sys.executable, "scripts/get_t5_embeddings_from_cosmos_nemo_assets.py", "--dataset_path", str(data)]
+    command(*script, "--prompt", prompt, "--text_encoder", "tiny", root=tmp_path)
+    assert {path.read_text().strip() for path in (data / "metas").iterdir()} == {prompt}
+    assert len(list((data / "t5_xxl").glob("*.pickle"))) == 4
+    settings = ["debug=true", f"data.path={data}", "dataloader_train.dataset.num_frames=17", "optimizer.lr=1e-6"]
+    ended = command(*TORCHRUN, "--", f"experiment={name}", *settings, root=tmp_path)
+    assert "model.config.fsdp_shard_size: 32 -> 2" in ended.stderr and f"reading from {data}" in ended.stderr
+    assert "batch: 1 per step x 2 data-parallel rank(s) x 1 accumulation = 2 samples per update" in ended.stderr
+    files = published_files(tmp_path / f"posttraining/diffusion_text2world/{name}_debug", 2)
+    info = clip_of(
+        "text2world", files["ema"], tmp_path, "--prompt", prompt, "--offload_text_encoder_model", "--seed", "1"
+    )
+    assert (info.frames, info.height, info.width) == (17, 48, 64)
+
+
+@pytest.mark.slow
+def test_the_instruction_guide_from_episodes_to_a_clip(tmp_path: Path) -> None:
+    """`video2world_instruction_bridge_57frames` on episodes of at least its 57 frames, and one too short, which is told."""
+    data, name, random = tmp_path / "bridge", "video2world_instruction_bridge_57frames", np.random.default_rng(0)
+    for split, lengths in {"train": (57, 60, 64, 40), "val": (57,)}.items():
+        for number, length in enumerate(lengths):
+            video = Path("videos", split, str(number), "rgb.mp4")
+            frames = random.integers(0, 255, (length, 64, 80, 3), np.uint8)
+            video_reader.write_video(data / video, frames, fps=5)
+            annotation = data / "annotation" / split / f"{number}.json"
+            annotation.parent.mkdir(parents=True, exist_ok=True)
+            content = {"texts": [f"lift block {number}"], "videos": [{"video_path": str(video)}]}
+            annotation.write_text(json.dumps(content))
+        script = [sys.executable, "scripts/get_t5_embeddings_from_bridge.py", "--dataset_path", str(data)]
+        command(*script, "--subset", split, "--text_encoder", "tiny", root=tmp_path)
+        assert len(list((data / "annotation" / split).glob("*.pickle"))) == len(lengths)
+    settings = ["debug=true", f"data.path={data}", f"dataloader_val.dataset.dataset_dir={data}"]
+    settings += ["dataloader_train.dataset.num_frames=57", "dataloader_val.dataset.num_frames=57"]
+    settings += ["trainer.run_validation=true", "trainer.validation_iter=2"]
+    ended = command(*TORCHRUN, "--", f"experiment={name}", *settings, root=tmp_path)
+    assert f"reading from {data}" in ended.stderr and "40 frames" in ended.stderr
+    run = tmp_path / f"posttraining/diffusion_video2world_instruction/{name}_debug"
+    files = published_files(run, 2)
+    assert any("val/high/loss" in line for line in (run / "metrics.jsonl").read_text().splitlines())
+    first = ["--input_image_or_video_path", str(CLIPS / "first_frame.png"), "--num_input_frames", "1"]
+    info = clip_of("video2world", files["reg"], tmp_path, "--prompt", "lift block 1", *first)
+    assert (info.frames, info.height, info.width) == (57, 48, 64)
 
 
 def losses(lines: list[dict[str, float]]) -> list[tuple[float, float]]:
