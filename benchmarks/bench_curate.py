@@ -6,7 +6,8 @@
 Both sides use one worker, one thread of libx264 and the same quality, and take turns. The plain loop is told the spans: it
 seeks, encodes and nothing else. Ours probes, finds spans, checks what came out, scores motion, writes captions, metas, the
 dataset, the records and the report. Ray is measured with its start (a cluster of this machine). Processor seconds are those
-of this process and of all ffmpeg processes. Memory is the peak of the Python process, a fresh one each, imports included.
+of this process and of all ffmpeg processes. Memory is the peak of the Python process, a fresh one each, imports included, and
+the peak of its largest ffmpeg process: for many videos, and for one that is long.
 Prints a table; rows go to `benchmarks/results/bench_curate_cpu.json`.
 """
 
@@ -89,15 +90,17 @@ def processor_seconds() -> float:
     return sum(part.ru_utime + part.ru_stime for part in used)
 
 
-def memory(source: Path, stride: int) -> float:
-    """Return the peak of a fresh process that splits a folder, in MB."""
+def memory(source: Path, stride: int) -> dict[str, float]:
+    """Return the peaks of a fresh process that splits a folder, and of its largest child (ffmpeg), in MB."""
     paths = [str(REPOSITORY), str(REPOSITORY / "benchmarks")]
     lines = [f"import resource, sys, tempfile; from pathlib import Path; sys.path[:0] = {paths!r}"]
     lines += ["import av; from bench_curate import logger, ours; logger.remove()"]
     lines += [f"ours(Path({str(source)!r}), Path(tempfile.mkdtemp()) / 'out', {stride})"]
-    lines += ["print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"]
+    lines += ["who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)"]
+    lines += ["print(*(resource.getrusage(one).ru_maxrss / 1024 for one in who))"]
     command = [sys.executable, "-c", "\n".join(lines)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return dict(zip(("peak_mb", "ffmpeg_peak_mb"), map(float, said), strict=True))
 
 
 def main() -> None:
@@ -110,6 +113,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5, help="turns of each side")
     parser.add_argument(
         "--many", type=int, nargs="*", default=[10, 100], help="numbers of videos to measure memory with"
+    )
+    parser.add_argument(
+        "--long", type=int, nargs="*", default=[1, 20], help="minutes of a video to measure memory with"
     )
     args = parser.parse_args()
     logger.remove()
@@ -135,10 +141,11 @@ def main() -> None:
             wall, _, clips = timed(side, source, args.stride)
             rows.append({"executor": name, "workers": args.workers, "clips": clips, "seconds": wall})
             print(f"{name}, {args.workers} workers: {clips} clips in {wall:.1f} s")
-        for count in args.many:
-            small = generate(Path(folder) / f"many_{count}", count, 6, "160x96")
-            rows.append({"videos": count, "peak_mb": memory(small, args.stride)})
-            print(f"{count} videos: {rows[-1]['peak_mb']:.0f} MB at most")
+        for count, seconds in [*((count, 6) for count in args.many), *((1, 60 * minutes) for minutes in args.long)]:
+            small = generate(Path(folder) / f"many_{count}_{seconds}", count, seconds, "160x96")
+            rows.append({"videos": count, "seconds_each": seconds, **memory(small, args.stride)})
+            told = f"{rows[-1]['peak_mb']:.0f} MB at most, ffmpeg {rows[-1]['ffmpeg_peak_mb']:.0f} MB"
+            print(f"{count} videos of {seconds} s: {told}")
     about = {
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
