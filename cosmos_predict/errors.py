@@ -28,5 +28,9 @@ class DataError(CosmosPredictError, ValueError):
     """A dataset, clip, caption or annotation that cannot be used."""
 
 
+class UnavailableError(CosmosPredictError, ConnectionError):
+    """A service that all further work needs and that does not answer any more: the work ends and can be continued."""
+
+
 class MissingDependencyError(CosmosPredictError, ImportError):
     """An optional package that the requested feature needs and that is not installed."""

@@ -8,84 +8,87 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cosmos_predict.cli.get_t5_embeddings import add_encoder_arguments
+from cosmos_predict.cli.curate_flags import from_file, read_options, without_published
+from cosmos_predict.cli.get_t5_embeddings import T5_11B, add_encoder_arguments
 from cosmos_predict.cli.program import positive_int, run_program
 from cosmos_predict.curate.storage import DATASET, Store
-from cosmos_predict.errors import DataError
+from cosmos_predict.errors import ConfigError, DataError
+
+SHOWN = 5  # videos without a clip
+LIMITS = dict.fromkeys(("resolution_too_small", "no_motion_frames"), "--motion-filter score-only")
+LIMITS |= {"motion": "--motion-global-mean-threshold and --motion-per-patch-min-256-threshold"}
+LIMITS |= {"aesthetic": "--aesthetic-threshold", "qwen_semantic": "--vlm-filter-rejection-threshold"}
+LIMITS |= {"too short": "--num-frames", "duplicate": "--similarity"}
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
-    parser, words = build_parser(), list(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(everything="--help-all" in words)
     finder = argparse.ArgumentParser(prog=parser.prog, add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=Path)
-    if "split" in words and (file := finder.parse_known_args(words)[0].config):
-        first = words.index("split") + 1
-        words[first:first] = _flags_of(file, parser)
+    name = next((word for word in words if not word.startswith("-")), "")  # behind -v, too
+    if (sub := _commands(parser).get(name)) is not None:
+        first = words.index(name) + 1
+        if file := finder.parse_known_args(words)[0].config:
+            words[first:first] = from_file(file, name, sub)
+        words[first:] = without_published(words[first:], parser) if name == "split" else words[first:]
     run_program(lambda args: args.command(args), parser, words)
 
 
-def _flags_of(file: Path, parser: argparse.ArgumentParser) -> list[str]:
-    """Return the options of a YAML file as flags; those of the command line come later and overrule them."""
-    import yaml
-
-    try:
-        given = dict(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
-    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        parser.error(f"--config {file}: no YAML file of options by name ({error})")
-    groups, flags = read_options().values(), list[str]()
-    lists = {name for group in groups for name, (default, *_) in group.items() if isinstance(default, list)}
-    for name, values in ((str(name).replace("_", "-"), values) for name, values in given.items()):
-        if isinstance(values, list) and name not in lists:
-            parser.error(f"--config {file}: {name}: expected one value, got {values}")
-        for value in values if isinstance(values, list) else [values]:
-            if value is not False and value is not None:  # 0 is a value
-                flags.append(f"--{name}" if value is True else f"--{name}={value}")
-    return flags
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each command."""
+    return next(dict(action.choices) for action in parser._actions if isinstance(action, argparse._SubParsersAction))
 
 
-def read_options() -> dict[str, dict[str, list[Any]]]:
-    """Return the options of `split` by group: `curate/options.yaml`."""
-    import yaml
-
-    path = Path(__file__).parents[1] / "curate" / "options.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; published flags keep their names."""
+def build_parser(everything: bool = False) -> argparse.ArgumentParser:
+    """Return the parser; published flags keep their names. everything: help of advanced options, too."""
     parser = argparse.ArgumentParser(prog="curate.py", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     about = "cut the videos below a folder into captioned clips, a dataset; the same command resumes"
-    sub = commands.add_parser("split", help=about, description=about, allow_abbrev=False)
+    usage = "curate.py split --input-video-path IN --output-clip-path OUT [--OPTION VALUE ...]"
+    sub = commands.add_parser("split", help=about, description=about, usage=usage, allow_abbrev=False)
     sub.set_defaults(command=split)
     add = sub.add_argument
     add("--input-video-path", required=True, help="folder of videos and of folders of them, or s3://BUCKET/KEY")
     add("--output-clip-path", required=True, help="folder, or s3://BUCKET/KEY, for clips, records and the dataset")
-    add("--config", help="YAML file of options by name; flags overrule it")
+    add("--config", help="YAML or JSON file of options by name; flags overrule it")
     options = read_options()
+    for _, _, *more in (row for group in options.values() for row in group.values()):
+        if more and everything:
+            more[0].pop("advanced", None)
     for name, group in options.items():
         _add_options(sub.add_argument_group(name), group)
-    common = {
-        name: options["run"][name] for name in ("workers", "work-dir", "output-s3-profile-name", "model-weights-path")
-    }
 
-    def add_command(name: str, body: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=about, description=about)
+    def add_command(
+        name: str, body: Callable[[argparse.Namespace], int], about: str, *names: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         sub.set_defaults(command=body)
         sub.add_argument("output", help="folder, or s3://BUCKET/KEY, that split has filled")
-        _add_options(sub, common)
+        sub.add_argument("--config", help="file of options as of split; what this command has not is left out")
+        _add_options(sub, {name: options["run"][name] for name in (*names, "output-s3-profile-name")})
         return sub
 
-    sub = add_command("filter", refilter, "apply other limits to the recorded scores; decodes nothing, moves no clip")
+    work = ("workers", "work-dir")
+    sub = add_command(
+        "filter",
+        refilter,
+        "apply other limits to the recorded scores; no stage looks at a video or clip again, no clip moves",
+        *work,
+    )
     _add_options(sub, {**options["filters"], **options["stages"]}, given_only=True)
-    sub = add_command("caption", caption, "caption the kept clips that have no caption")
+    sub = add_command("caption", caption, "caption the kept clips that have no caption", *work, "model-weights-path")
     sub.add_argument("--all", action="store_true", help="caption all of them again")
-    _add_options(sub, {name: value for name, value in options["run"].items() if name.startswith(("openai-", "api-"))})
+    _add_options(
+        sub,
+        {name: value for name, value in options["run"].items() if name.startswith(("openai-", "api-", "input-s3-"))},
+    )
     _add_options(sub, {**options["captions"], **options["models"], **options["writing"]}, given_only=True)
-    sub = add_command("embed", embed, "embed the captions of the dataset; edited ones are made again")
+    about = "embed the captions of the dataset; edited ones are made again"
+    sub = add_command("embed", embed, about, "model-weights-path")
     add_encoder_arguments(sub)
-    sub = add_command("dedup", dedup, "reject clips that repeat another one")
+    sub = add_command("dedup", dedup, "reject clips that repeat another one", *work)
     text = "how alike clips are, 0..1, from which one is rejected (default: 0.95)"
     sub.add_argument("--similarity", type=float, default=0.95, help=text)
     text = "folder of UUID.npy, as of CLIP, to compare in place of frames"
@@ -102,6 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_options(sub, {"output-s3-profile-name": options["run"]["output-s3-profile-name"]})
     sub.add_argument("--num-frames", type=positive_int, default=93, help="frames of a sample (default: 93)")
     for sub in commands.choices.values():  # after the command, too
+        sub.add_argument("--help-all", action="help", help="show this, with the advanced options, and exit")
         sub.add_argument(
             "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="as before the command"
         )
@@ -112,7 +116,9 @@ def _add_options(parser: argparse._ActionsContainer, options: Mapping[str, Any],
     """Add options as `options.yaml` describes them; given_only: those that are not given have no value, not the default."""
     for option, (default, text, *more) in options.items():
         extra = {"default": argparse.SUPPRESS if given_only else default, **(more[0] if more else {})}
-        extra["help"] = f"{text} (default: {'as recorded' if given_only else str(default).replace('%', '%%')})"
+        shown = "as recorded" if given_only else str(default).replace("%", "%%")
+        extra["help"] = f"{text} (default: {shown})" if shown else text
+        extra["help"] = argparse.SUPPRESS if extra.pop("advanced", False) else extra["help"]
         names = [f"--{name}" for name in (option, *extra.pop("aliases", ()))]
         kind = extra.pop("type", type(default).__name__)
         extra |= {"bool": {"action": "store_true"}, "list": {"action": "append"}}.get(kind, {})
@@ -142,16 +148,15 @@ def split(args: argparse.Namespace) -> int:
         return 0
     output = Store(args.output_clip_path, args.output_s3_profile_name)
     status, encoder = _tell(summary, output), args.text_encoder
-    weights = Path(args.model_weights_path) / "google-t5" / "t5-11b"
+    weights = ["--model-weights-path", args.model_weights_path] if _t5(args.model_weights_path) else []
     if encoder == "auto":
-        encoder = "t5" if (weights / "config.json").is_file() else "none"
+        encoder = "t5" if weights else "none"
     captioned = any(place.endswith(".txt") for place in output.files(f"{DATASET}/metas"))
     if encoder == "none" or not captioned:
         embedding = f"next, the text embeddings: python scripts/curate.py embed {output.root}"
         print(embedding if captioned else f"{output.uri(DATASET)}: no captioned clip in it")
         return status
-    words = ["embed", args.output_clip_path, "--text_encoder", encoder]
-    words += ["--pretrained_model_name_or_path", str(weights)] if (weights / "config.json").is_file() else []
+    words = ["embed", args.output_clip_path, "--text_encoder", encoder, *weights]
     failed = embed(build_parser().parse_args([*words, "--output-s3-profile-name", output.profile]))
     if output.remote:  # it would be downloaded whole
         print(f"not checked: python scripts/curate.py check {output.uri(DATASET)} downloads it and loads every sample")
@@ -159,13 +164,26 @@ def split(args: argparse.Namespace) -> int:
     return max(status, failed, _check(Path(output.uri(DATASET)), output.uri(DATASET), args.num_frames))
 
 
+def _t5(weights: str) -> str:
+    """Return the folder of T5 below that of all weights, "" where there is none."""
+    folder = Path(weights) / T5_11B
+    return str(folder) if (folder / "config.json").is_file() else ""
+
+
 def _tell(summary: dict[str, Any], output: Store) -> int:
     """Print totals and errors; return 1 where something failed or nothing was kept, else 0."""
-    errors, bare = summary.pop("errors"), summary.pop("bare")
+    errors, empty, bare = (summary.pop(name) for name in ("errors", "empty", "bare"))
     for name, value in summary.items():
         print(f"{name:32} {f'{value:.1f}' if isinstance(value, float) else value}")
     for where, message in errors.items():
         print(f"failed: {where}: {message}", file=sys.stderr)
+    if bare:  # why, and what to change
+        for where, reason in [*empty.items()][:SHOWN]:
+            print(f"no clip: {where}: {reason}", file=sys.stderr)
+        for reason, count in summary["num_clips_filtered_by"].items():
+            advice = f"; see {LIMITS[reason]}" if reason in LIMITS else ""
+            print(f"rejected: {count} clips: {reason}{advice}", file=sys.stderr)
+        print("nothing is kept", file=sys.stderr)
     print(f"{'report':32} {output.uri('report.html')}")
     return 1 if errors or bare else 0
 
@@ -190,19 +208,25 @@ def caption(args: argparse.Namespace) -> int:
 
     given = _given(args, "captions", "models", "writing")
     summary, made, failed = revise.recaption(_store(args), _values(args, "run"), given, args.all)
-    for where, reason in failed.items():
-        print(f"failed: {where}: {reason}", file=sys.stderr)
+    summary["errors"] |= failed  # some of these are recorded, too
     print(f"{made} clips captioned, {len(failed)} failed; next: python scripts/curate.py embed {args.output}")
-    return max(_tell(summary, _store(args)), bool(failed))
+    return _tell(summary, _store(args))
 
 
 def embed(args: argparse.Namespace) -> int:
     """Run `embed`; 1 where a caption could not be embedded, else 0."""
-    import tempfile
-
     from cosmos_predict.cli.get_t5_embeddings import embed_dataset
+    from cosmos_predict.curate.records import Records
+    from cosmos_predict.curate.storage import scratch_folder
 
-    with tempfile.TemporaryDirectory() as scratch, _store(args).local(DATASET, Path(scratch), "videos") as dataset:
+    if (args.text_encoder, args.pretrained_model_name_or_path, args.cache_dir) == ("t5", T5_11B, None):
+        if not (folder := _t5(args.model_weights_path)) and args.model_weights_path != "checkpoints":
+            command = "python scripts/download_curate_models.py --models t5_xxl --checkpoint_dir"
+            where = args.model_weights_path
+            raise ConfigError(f"--model-weights-path {where}: no {T5_11B} in it; {command} {where} fetches it")
+        args.pretrained_model_name_or_path = folder or T5_11B
+    shared = Records(_store(args), {}).share()
+    with shared, scratch_folder() as scratch, _store(args).local(DATASET, scratch, "videos") as dataset:
         return embed_dataset(argparse.Namespace(**{**vars(args), "dataset_path": dataset}))
 
 
@@ -234,12 +258,12 @@ def report(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Run `check`; 1 where a sample does not load, else 0."""
-    import tempfile
+    from cosmos_predict.curate.storage import scratch_folder
 
     dataset = Store(args.dataset, args.output_s3_profile_name)
     if dataset.remote and not (dataset.files("videos") and dataset.files("t5_xxl")):
         raise DataError(f"{dataset.root}: expected a dataset with videos/ and t5_xxl/ (curate.py embed makes those)")
-    with tempfile.TemporaryDirectory() as scratch, dataset.local("", Path(scratch)) as folder:
+    with scratch_folder() as scratch, dataset.local("", scratch) as folder:
         return _check(folder, dataset.root, args.num_frames)
 
 

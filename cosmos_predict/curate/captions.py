@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from cosmos_predict.curate.endpoint import Answer
 from cosmos_predict.curate.stage import Clip, Window
 from cosmos_predict.curate.vlm import Model, final_answer, prompts, watch
 from cosmos_predict.errors import DataError
@@ -72,7 +73,9 @@ def by_model(model: Model, options: Mapping[str, Any]) -> Captioner:
 
     def caption(clip: Clip, window: Window) -> str:
         tokens = options["captioning_max_output_tokens"]
-        return _accept(*model.answer(prompt, watch(clip, window, rate), rate, system, tokens), options)
+        said = model.answer(prompt, watch(clip, window, rate), rate, system, tokens)
+        window.prompt_tokens, window.output_tokens = said.prompt_tokens, said.output_tokens
+        return _accept(said, options)
 
     return caption
 
@@ -81,14 +84,14 @@ def enhanced(caption: str, model: Model, options: Mapping[str, Any]) -> str:
     """Return the caption as a model rewrites it; raises DataError as `by_model`."""
     prompt = options["enhance_captions_prompt_text"] or prompts()["enhance"][options["enhance_captions_prompt_variant"]]
     prompt = prompt.replace("{caption}", caption) if "{caption}" in prompt else f"{prompt}\n\n{caption}"
-    return _accept(*model.answer(prompt, None, 0.0, "", options["captioning_max_output_tokens"]), options)
+    return _accept(model.answer(prompt, None, 0.0, "", options["captioning_max_output_tokens"]), options)
 
 
-def _accept(text: str, whole: bool, options: Mapping[str, Any]) -> str:
-    if not whole and not options["accept_truncated"]:
+def _accept(said: Answer, options: Mapping[str, Any]) -> str:
+    if not said.whole and not options["accept_truncated"]:
         tokens = options["captioning_max_output_tokens"]
         raise DataError(f"the caption was cut off at --captioning-max-output-tokens {tokens} (see --accept-truncated)")
-    if not (text := final_answer(text)):
+    if not (text := final_answer(said.text)):
         raise DataError("the model answered nothing")
     return text
 

@@ -8,6 +8,7 @@ that is cut elsewhere, or mirrored.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from cosmos_predict.io.embedding_index import EMBEDDING_SUFFIXES
 from cosmos_predict.io.embeddings import read_embedding
 
 FRAMES, SIDE, KEPT = 8, 32, 6  # frames of a clip; pixels of a frame's side; cosine coefficients of a side
+BLOCK = 256  # clips that are compared at a time
 FAINT = 0.02  # motion or colour below this part of the light is noise of the encoder
 
 
@@ -54,22 +56,33 @@ def repeats(features: Iterable[tuple[str, np.ndarray]], threshold: float) -> dic
     """Return {name: (the earlier clip that it repeats, similarity)}; the first of those that are alike is kept.
 
     features: (name, (p, d) rows of length 1); clips are as alike as the least similar of their p rows. All are compared with
-    all that are kept: 100,000 clips of 3 x 281 numbers are 340 MB and some minutes.
+    all that are kept, a block with a block at a time: 100,000 clips of 3 x 281 numbers are 340 MB and some minutes.
     """
-    names, kept, found = list[str](), np.zeros((0, 0, 0), np.float32), dict[str, tuple[str, float]]()
-    for name, rows in features:
-        if len(names) == len(kept):  # twice the room
-            kept = np.concatenate(
-                [kept.reshape(-1, *rows.shape), np.zeros((max(len(names), 256), *rows.shape), np.float32)]
-            )
-        alike = np.einsum("npd,pd->np", kept[: len(names)], rows).min(axis=1) if names else np.zeros(1)
-        best = int(alike.argmax())
-        if alike[best] > threshold:
-            found[name] = (names[best], round(float(alike[best]), 5))
-        else:
-            kept[len(names)] = rows
-            names.append(name)
+    kept, found, remaining = list[tuple[list[str], np.ndarray]](), dict[str, tuple[str, float]](), iter(features)
+    while block := list(itertools.islice(remaining, BLOCK)):
+        names, rows = [name for name, _ in block], np.stack([part for _, part in block], axis=1)  # (p, n, d)
+        best, of = np.full(len(names), float(threshold)), [""] * len(names)
+        for earlier, there in kept:
+            alike = _alike(rows, there)
+            for index in np.flatnonzero(alike.max(axis=1) > best):
+                of[index], best[index] = earlier[int(alike[index].argmax())], alike[index].max()
+        alike, new = _alike(rows, rows), list[int]()
+        for index, name in enumerate(names):
+            here = new[int(alike[index, new].argmax())] if new else index
+            if here != index and alike[index, here] > best[index]:
+                of[index], best[index] = names[here], alike[index, here]
+            if of[index]:
+                found[name] = (of[index], round(float(best[index]), 5))
+            else:
+                new.append(index)
+        if new:
+            kept.append(([names[index] for index in new], rows[:, new]))
     return found
+
+
+def _alike(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return how alike clips are, (n, m), of their rows (p, n, d) and (p, m, d): at most 1, whatever is rounded."""
+    return np.minimum((rows @ others.swapaxes(1, 2)).min(axis=0), 1.0)
 
 
 def dedup(results: Store, run: Mapping[str, Any], threshold: float, embeddings: Path | None) -> dict[str, Any]:
@@ -83,8 +96,9 @@ def dedup(results: Store, run: Mapping[str, Any], threshold: float, embeddings: 
     records = Records(results, {}, REVISION, run["work_dir"])
 
     def features() -> Iterable[tuple[str, np.ndarray]]:
-        for relative in tqdm(records.videos(), unit="video", desc="dedup"):
-            for clip in records.restore(relative).clips:
+        names = records.videos()
+        for video in tqdm(records.restored(names), total=len(names), unit="video", desc="dedup"):
+            for clip in video.clips:
                 if not clip.place or not (clip.alive or clip.rejected_by == Deduplicate.name):
                     continue
                 if embeddings is None:
@@ -94,6 +108,8 @@ def dedup(results: Store, run: Mapping[str, Any], threshold: float, embeddings: 
                 else:
                     yield clip.uuid, _embedding(embeddings, clip.uuid)
 
+    with records.lock_all():  # refused now, not after all the comparing
+        pass
     found = repeats(features(), threshold)
     return revise(results, run, {}, lambda options, records: [Deduplicate(found)])
 

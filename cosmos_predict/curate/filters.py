@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class Filter(Stage):
     """A stage with a mode: "enable" rejects, "score-only" scores and lets everything pass."""
 
     scope, mode = "clip", "enable"
+    score: ClassVar[str]  # the name of what it judges by
 
     def decide(self, item: Clip) -> None:
         if self.mode == "enable":
@@ -35,7 +36,7 @@ class Filter(Stage):
 class MotionFilter(Filter):
     """Rejects clips in which, or in a part of which, next to nothing moves; and those too small to say (below 256 pixels)."""
 
-    name = "motion"
+    name, score = "motion", "motion_score"
 
     def __init__(self, options: Options) -> None:
         self.options, self.mode = options, options["motion_filter"]
@@ -58,7 +59,7 @@ class MotionFilter(Filter):
 class AestheticFilter(Filter):
     """Rejects clips by the lowest, or mean, aesthetic score of a frame a second."""
 
-    name, workers = "aesthetic", 1
+    name, score, workers = "aesthetic", "aesthetic_score", 1
 
     def __init__(self, options: Options) -> None:
         self.mode, self.threshold = options["aesthetic_filter"], options["aesthetic_threshold"]
@@ -84,7 +85,7 @@ class AestheticFilter(Filter):
 class SemanticFilter(Filter):
     """Rejects clips with more than a part of their windows showing what is not wanted, or without a readable answer."""
 
-    name = "qwen_semantic"
+    name, score = "qwen_semantic", "filtered_windows"
 
     def __init__(self, options: Options, model: Model) -> None:
         self.options, self.models, self.workers, self.mode = options, [model], model.workers, options["vlm_filter"]
@@ -116,9 +117,9 @@ def ask(model: Model, item: Clip, questions: Mapping[str, str], options: Options
     prompt = prompts()["questions"].format(questions="\n".join(f"{name}: {text}" for name, text in questions.items()))
     item.windows, found = cut_windows(item, options), list[list[str] | None]()
     for window in item.windows:
-        text, _ = model.answer(prompt, watch(item, window, rate), rate, "", tokens)
+        said = model.answer(prompt, watch(item, window, rate), rate, "", tokens)
         try:
-            yes = yes_or_no(text)
+            yes = yes_or_no(said.text)
             found.append([name for name in questions if yes.get(name.replace(" ", "_"))])
         except DataError:
             found.append(None)

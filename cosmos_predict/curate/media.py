@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +21,9 @@ from cosmos_predict.errors import DataError
 
 SMALL = (27, 48)  # height, width of the frames that shot detection looks at
 DECODING = ("-threads", "2")  # else a decoder holds frames for every core, in every worker
+BIT_RATE = 4000  # kbit/s, published
+NVENC = ["-rc:v", "vbr", "-cq:v", "21", "-tune", "hq", "-b_ref_mode", "middle"]  # published
+NVENC += ["-temporal-aq", "1", "-rc-lookahead", "20", "-spatial-aq", "1"]
 SEEKABLE = ("mov,", "matroska,")  # containers in which ffmpeg finds a frame by its time exactly
 
 
@@ -55,8 +58,9 @@ def describe(path: Path) -> Footage:
             (container.start_time or 0) / av.time_base,
             [s.codec_context.name for s in container.streams.audio],
         )
+        rate = container.streams.video[0].bit_rate or container.bit_rate or 0
     facts = {**published_facts(info), "duration": info.duration, "container": kind, "video_codec": codec.name}
-    facts |= {"pixel_format": codec.pix_fmt, "audio_format": audio[0] if audio else ""}
+    facts |= {"pixel_format": codec.pix_fmt, "audio_format": audio[0] if audio else "", "bit_rate_k": rate // 1024}
     try:
         times = np.maximum(frame_times(path) - origin, 0.0)
     except DataError:  # no times in the file: a constant rate, then
@@ -69,10 +73,27 @@ def published_facts(info: VideoInfo) -> dict[str, Any]:
     return {"width": info.width, "height": info.height, "framerate": info.fps, "num_frames": info.frames}
 
 
+def video_codec(path: Path) -> str:
+    """Return the name of a video's codec."""
+    import av
+
+    with av.open(str(path)) as container:
+        return container.streams.video[0].codec_context.name
+
+
 def remux(path: Path, target: Path) -> Path:
-    """Copy the packets of a video into an mp4, which has an index to seek by; return `target`."""
-    _ffmpeg(["-fflags", "+genpts", "-i", str(path), "-map", "0:v:0", "-c", "copy", "-f", "mp4", str(target)])
-    return target
+    """Copy the packets of a video into `target`.mp4, which has an index to seek by; into an mkv, which takes every codec,
+    where an mp4 does not. Return the file. Raises DataError where ffmpeg fails.
+    """
+    for file, form in ((target.with_suffix(".mp4"), "mp4"), (target.with_suffix(".mkv"), "matroska")):
+        try:
+            _ffmpeg(["-fflags", "+genpts", "-i", str(path), "-map", "0:v:0", "-c", "copy", "-f", form, str(file)])
+            return file
+        except DataError as error:
+            if form == "matroska":
+                advice = "convert it, as with ffmpeg -i IN -c:v libx264 OUT.mp4"
+                raise DataError(f"{error}: neither an mp4 nor an mkv takes what is in it; {advice}") from error
+    raise AssertionError
 
 
 def small_frames(path: Path, chunk: int = 256) -> Iterator[np.ndarray]:
@@ -92,7 +113,7 @@ def small_frames(path: Path, chunk: int = 256) -> Iterator[np.ndarray]:
                 yield np.frombuffer(data[: frames * size], np.uint8).reshape(frames, *SMALL, 3)
         if process.wait() or not found:
             said.seek(0)
-            raise DataError(f"{path}: ffmpeg could not decode it ({_last_line(said.read())})")
+            raise DataError(f"{path}: ffmpeg could not decode it ({_told(said.read())})")
 
 
 def read_parts(path: Path, indices: Sequence[int] | np.ndarray, most: int = 8) -> Iterator[np.ndarray]:
@@ -101,8 +122,38 @@ def read_parts(path: Path, indices: Sequence[int] | np.ndarray, most: int = 8) -
         yield read_frames(path, indices[start : start + most])
 
 
-def cut(footage: Footage, target: Path, first: int, end: int, crf: int = 18, gop: int = 16) -> None:
+def preview(path: Path, target: Path, first: int, end: int, rate: float, height: int) -> Path:
+    """Write frames `first` .. `end` - 1 of a video as an animated webp, `rate` a second, so many pixels high."""
+    from PIL import Image
+
+    step, images = probe(path).fps / rate, list[Image.Image]()
+    chosen = np.unique(np.arange(first, end, step).astype(int))
+    for frame in (frame for part in read_parts(path, chosen) for frame in part):
+        size = (max(round(frame.shape[1] * height / frame.shape[0]), 1), height)
+        images.append(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+    images[0].save(target, save_all=True, append_images=images[1:], duration=round(1000 / rate), loop=0)
+    return target
+
+
+def encoding(options: Mapping[str, Any], footage: Footage) -> dict[str, Any]:
+    """Return what `cut` should be told, by the options of `split`."""
+    rate = (footage.facts.get("bit_rate_k") or BIT_RATE) if options["transcode_use_input_video_bit_rate"] else 0
+    return {"crf": options["transcode_crf"], "encoder": options["transcode_encoder"], "bit_rate": rate}
+
+
+def cut(
+    footage: Footage,
+    target: Path,
+    first: int,
+    end: int,
+    crf: int = 18,
+    gop: int = 16,
+    encoder: str = "libx264",
+    bit_rate: int = 0,
+) -> None:
     """Write frames `first` .. `end` - 1 of a video as an H.264 mp4 of constant rate, upright, without sound.
+
+    crf: quality, of libx264 alone; the others have a bit rate (kbit/s; 0: 4000), libx264 where one is given.
 
     Odd heights and widths lose a row or column, which yuv420p needs. Raises DataError where ffmpeg fails.
     """
@@ -113,7 +164,9 @@ def cut(footage: Footage, target: Path, first: int, end: int, crf: int = 18, gop
         filters, count = f"fps={rate}", max(round(float(times[end - 1] - times[first] + gap) / gap), 1)
     options = [*DECODING, "-i", str(footage.path), "-map", "0:v:0"]
     options += ["-vf", f"{filters},crop=trunc(iw/2)*2:trunc(ih/2)*2"]
-    options += ["-frames:v", str(count), "-r", str(rate), "-fps_mode", "cfr", "-c:v", "libx264", "-crf", str(crf)]
+    rated = ["-b:v", f"{bit_rate or BIT_RATE}k"]
+    quality = {"libx264": rated if bit_rate else ["-crf", str(crf)], "h264_nvenc": [*rated, *NVENC]}.get(encoder, rated)
+    options += ["-frames:v", str(count), "-r", str(rate), "-fps_mode", "cfr", "-c:v", encoder, *quality]
     options += ["-g", str(gop), "-pix_fmt", "yuv420p", "-threads", "1", "-movflags", "+faststart", "-f", "mp4"]
     if first:  # half a frame early: everything before the first frame is dropped, whatever the rounding
         half = min(gap, float(times[first] - times[first - 1]) or gap) / 2
@@ -130,8 +183,11 @@ def _command(options: list[str]) -> list[str]:
 def _ffmpeg(options: list[str]) -> None:
     done = subprocess.run(_command(options), capture_output=True, start_new_session=True)
     if done.returncode:
-        raise DataError(f"{Path(options[-1]).name}: ffmpeg failed ({_last_line(done.stderr) or done.returncode})")
+        source, target = Path(options[options.index("-i") + 1]).name, Path(options[-1]).name
+        raise DataError(f"{source}: ffmpeg failed ({_told(done.stderr) or done.returncode}) while it made {target}")
 
 
-def _last_line(said: bytes) -> str:
-    return "".join(said.decode(errors="replace").strip().splitlines()[-1:])[:300]
+def _told(said: bytes) -> str:
+    """Return the first line, which as a rule is the cause, and the last one."""
+    lines = said.decode(errors="replace").strip().splitlines()
+    return " ... ".join(dict.fromkeys(line[:150] for line in (*lines[:1], *lines[-1:])))

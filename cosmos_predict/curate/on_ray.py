@@ -16,8 +16,9 @@ from typing import Any
 from loguru import logger
 
 from cosmos_predict.curate.own import MODULE
+from cosmos_predict.curate.records import CRASH
 from cosmos_predict.curate.stage import Stage, Video
-from cosmos_predict.errors import ConfigError, MissingDependencyError
+from cosmos_predict.errors import ConfigError, MissingDependencyError, UnavailableError
 
 TRIES = 2  # of a video whose worker dies, in one run
 Drive = Callable[[Video, Sequence[Stage]], None]
@@ -108,13 +109,16 @@ def run(
             try:
                 video = ray.get(reference)
             except ray.exceptions.RayError as error:
+                if isinstance(stopped := getattr(error, "cause", None), UnavailableError):
+                    raise stopped from None
+                video.recorded = None  # nobody knows how far it came
                 if tries < TRIES:
                     logger.warning(f"{video.relative}: its worker died ({type(error).__name__}); once more")
                     give(actor, video, tries + 1)
                     continue
                 cause = " ".join(str(getattr(error, "cause", None) or error).split())
                 message = f"its worker died {TRIES} times ({type(error).__name__}: {cause[-400:]})"
-                video.error = {"stage": "any", "type": "WorkerDied", "message": message}
+                video.error = {"stage": "any", "type": CRASH, "message": message}
             finish(video)
             give(actor, next(waiting, None))
     finally:

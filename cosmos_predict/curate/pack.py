@@ -54,8 +54,8 @@ def pack(results: Store, target: Store, tar_mb: float, tars_per_part: int, min_c
         Path(place).stem: place for place in results.files(f"{DATASET}/t5_xxl") if place.endswith(EMBEDDING_SUFFIXES)
     }
     sizes = Counter[str]()
-    for relative in records.videos():
-        for clip in (clip for clip in records.restore(relative).clips if clip.place and clip.alive):
+    for video in records.restored(records.videos()):
+        for clip in (clip for clip in video.clips if clip.place and clip.alive):
             folder = bin_of(clip.meta["width"], clip.meta["height"], clip.frames / clip.meta["framerate"])
             missing = not clip.windows or any(f"{clip.uuid}_{w.start}_{w.end}" not in embedded for w in clip.windows)
             reason = "without text embedding" if missing else "" if folder else "shorter than 5 s, or of an odd shape"

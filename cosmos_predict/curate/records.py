@@ -1,8 +1,8 @@
-"""What was done: one JSON record per video, written last and whole; resume, redo and the summary follow from them.
+"""What was done: one JSON record per video, written last and whole; resume, redo and `summary` follow from them.
 
     OUT/processed_videos/<path of the video>.json     status, options, input, clips with their outcome, outputs
-    OUT/summary.json                                  counts over all records, of all shards
     OUT/.work/shard-<I>-<N>/                          scratch of a running process, which holds its lock
+    OUT/.work/in-hand/<path of the video>.json        while a process works on it; what one that was killed leaves
 
 status: "done"; "empty" (no clip found); "failed" (or none of its clips came through); "writing" (its process ended while
 files were moved: done again).
@@ -11,16 +11,18 @@ files were moved: done again).
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import json
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cosmos_predict.curate.media import Footage
 from cosmos_predict.curate.stage import Clip, Video, Window
@@ -32,6 +34,8 @@ from cosmos_predict.io.lock import hold
 FOLDER = "processed_videos"
 OWN_KEYS = {"video", "video_uuid", "status", "num_total_clips", "num_clip_chunks", "error", "attempts", "clips"}
 OWN_KEYS |= {"input", "options", "limits", "outputs"}  # of a record; the others are facts of the video
+AT_ONCE, BATCH = 16, 512  # records that are read at a time; that are held
+CRASH = "Crash"  # type of the error of a video whose process died: it is tried in a process of its own from then on
 
 
 class Records:
@@ -40,11 +44,16 @@ class Records:
     def __init__(
         self, output: Store | Path, options: Mapping[str, Any], shard: str = "1/1", work: str | Path = ""
     ) -> None:
+        self.defaults: Mapping[str, Any] = {}  # of options, which a record of an older version may not have
         self.output, self.options = output if isinstance(output, Store) else Store(output), dict(options)
         remote = f"curate-{zlib.crc32(self.output.root.encode()):08x}"  # the same one next time
-        here = Path(tempfile.gettempdir(), remote) if self.output.remote else Path(self.output.root, ".work")
+        self.locks = Path(tempfile.gettempdir(), remote) if self.output.remote else Path(self.output.root, ".work")
+        self.in_hand = Store(self.output.uri(".work/in-hand"), self.output.profile)
+        self.left = set[str]()  # videos that were in hand when a process died
+        self.crashed = set[str]()  # those of `todo` whose process died the last time
+        self.marked = dict[str, bool]()  # those in hand of this process: whether it was one alone
         self.limits: dict[str, float] = {}  # of scores, in force when a clip was judged
-        self.work = Path(os.path.abspath(work or here)) / f"shard-{shard.replace('/', '-')}"
+        self.work = Path(os.path.abspath(work or self.locks)) / f"shard-{shard.replace('/', '-')}"
 
     def read(self, relative: str) -> dict[str, Any]:
         """Return the record of a video, {} where there is none; raises CorruptFileError where it is no JSON object."""
@@ -63,44 +72,106 @@ class Records:
         found = (place for place in self.output.files(FOLDER) if place.endswith(".json"))
         return [place.removeprefix(f"{FOLDER}/").removesuffix(".json") for place in found]
 
+    def scan(self, of: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (video, record) of all videos that have a record, or of those asked for; {} where there is none."""
+        known = dict.fromkeys(self.videos())
+        names = [*known] if of is None else of
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for start in range(0, len(names), BATCH):
+                batch = names[start : start + BATCH]
+                found = pool.map(lambda name: self.read(name) if name in known else {}, batch)
+                yield from (row for row in zip(batch, found, strict=True) if row[1] or of is not None)
+
     @contextlib.contextmanager
-    def lock(self, videos: Iterable[Video]) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Hold the shard's lock, with its scratch folder empty at first and removed in the end.
 
-        Where the last process crashed (a signal of its own, not one that was sent to kill it), the videos that it was at
-        count as failed once more, so that one that crashes every time is given up in the end.
-
-        Raises ConfigError where another process has the lock.
+        Raises ConfigError where another process has the lock, or one holds `lock_all`.
         """
-        crash, handled = self.work.with_suffix(".crash"), faulthandler.is_enabled()
         refusal = f"{self.output.root}: another process works on it; wait, or give each its --shard"
-        with hold(self.work.with_suffix(".lock"), refusal):
-            crashed = crash.is_file() and crash.stat().st_size
-            for video in videos:
-                if crashed and video.scratch.is_dir():
-                    video.error = {"stage": "any", "type": "Crash", "message": "the process crashed while it was at it"}
-                    self.finish(video)
-                    video.error = {}
-            shutil.rmtree(self.work, ignore_errors=True)
-            with crash.open("w") as stream:
-                faulthandler.enable(stream)
-                try:
-                    yield
-                finally:
-                    faulthandler.enable() if handled else faulthandler.disable()
-            shutil.rmtree(self.work, ignore_errors=True)
+        with self.share(), hold(self.locks / f"{self.work.name}.lock", refusal), self._scratch():
+            main = threading.current_thread() is threading.main_thread()
+            before = signal.signal(signal.SIGTERM, self._terminate) if main else None
+            try:
+                yield
+            finally:
+                if main:
+                    signal.signal(signal.SIGTERM, before)
+                self._clear()
+
+    def _clear(self) -> None:
+        """Remove the notes of videos in hand: the process ends, it is not killed, so none of them is to blame."""
+        for relative, alone in [*self.marked.items()]:
+            self._unmark(relative, keep=alone)
+
+    def _terminate(self, *_: object) -> NoReturn:
+        """End the process at once, as SIGTERM does (schedulers send it), but for the notes."""
+        try:
+            self._clear()
+        finally:
+            os._exit(128 + signal.SIGTERM)
 
     @contextlib.contextmanager
     def lock_all(self) -> Iterator[None]:
-        """`lock`, and every shard's that has ever worked in this scratch folder; what their processes left stays."""
-        refusal = f"{self.output.root}: another process works on it; wait until split has ended"
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self.lock([]))
-            for path in {self.work.with_name("shard-1-1.lock"), *self.work.parent.glob("shard-*-*.lock")}:
-                stack.enter_context(hold(path, refusal))
+        """Keep every shard away, and whoever else revises; their scratch folders and what they left stay."""
+        refusal = f"{self.output.root}: another process works on it; wait until split, filter, ... has ended"
+        with hold(self.locks / "all.lock", refusal), self._scratch():
             yield
 
-    def todo(self, videos: Iterable[Video], redo: str, max_attempts: int) -> tuple[list[Video], Counter[str]]:
+    @contextlib.contextmanager
+    def share(self) -> Iterator[None]:
+        """Keep those away that hold `lock_all`, but no shard. Raises ConfigError where there is one."""
+        refusal = f"{self.output.root}: another process (filter, caption, dedup) works on it; wait until that has ended"
+        with contextlib.ExitStack() as stack:
+            if self.locks.parent.is_dir():  # else there is nothing to keep away from
+                stack.enter_context(hold(self.locks / "all.lock", refusal, shared=True))
+            yield
+
+    @contextlib.contextmanager
+    def _scratch(self) -> Iterator[None]:
+        folders = {self.work} if self.output.remote else {self.work, self.locks / self.work.name}
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        if not self.output.remote:
+            self.output.staging = self.in_hand.staging = self.locks / self.work.name / "staging"
+        try:
+            yield
+        finally:
+            self.output.staging = self.in_hand.staging = None
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def mark(self, video: Video, alone: bool = False) -> Video:
+        """Note that a video is in hand, until `finish` or the end of `lock`; a process that is killed leaves the note."""
+        self.marked[video.relative] = alone
+        self.in_hand.write(f"{video.relative}.json", json.dumps({"alone": alone, "machine": memory_kills()}))
+        return video
+
+    def _unmark(self, relative: str, keep: bool = False) -> None:
+        self.marked.pop(relative, None)
+        if keep:
+            self.in_hand.write(f"{relative}.json", "{}")
+        else:
+            self.left.discard(relative)
+            self.in_hand.remove(f"{relative}.json")
+
+    def blame(self, videos: Iterable[Video]) -> None:
+        """Find out which videos were in hand when a process died; the one that was alone in hand has failed once more.
+
+        But not where that process was killed on purpose: on this machine, which has not run out of memory since.
+        """
+        found = {place.removesuffix(".json") for place in self.in_hand.files()}
+        for video in (video for video in videos if video.relative in found):
+            self.left.add(video.relative)
+            note = json.loads(self.in_hand.read(f"{video.relative}.json") or "{}")
+            if note.get("alone") and note["machine"] != memory_kills():
+                message = "the process died while it was at this video alone (out of memory?)"
+                video.error = {"stage": "any", "type": CRASH, "message": message}
+                self.finish(video)
+                video.error, video.recorded = {}, None
+                self.left.add(video.relative)
+
+    def todo(self, videos: Sequence[Video], redo: str, max_attempts: int) -> tuple[list[Video], Counter[str]]:
         """Return the videos to work on, and how many others there are by reason.
 
         A failed video is tried again up to `max_attempts` times. redo: "changed": also those of other options or of a file
@@ -108,9 +179,9 @@ class Records:
 
         Raises ConfigError where options or a file have changed, with the differences.
         """
-        chosen, others, changes, there = [], Counter[str](), list[str](), set(self.videos())
-        for video in videos:
-            record = self.read(video.relative) if video.relative in there else {}
+        chosen, others, changes = [], Counter[str](), list[str]()
+        for video, (_, record) in zip(videos, self.scan([video.relative for video in videos]), strict=True):
+            video.recorded = None if record else _past(record)  # names of all files of all videos would be many
             status = record.get("status", "writing")
             changed = self._changes(video, record) if status != "writing" else []
             failed = status == "failed" or any(clip["error"] for clip in record.get("clips", {}).values())
@@ -119,8 +190,11 @@ class Records:
                 changes.append(f"{video.relative}: {'; '.join(changed)}")
             elif again or status == "writing" or (status == "failed" and record["attempts"] < max_attempts):
                 chosen.append(video)
+                self.crashed |= {video.relative} if _past(record)["crashed"] else set()
             else:
                 others["given up after repeated failures" if status == "failed" else "done before"] += 1
+                if video.relative in self.left:
+                    self._unmark(video.relative)
         if changes:
             shown = "\n  ".join(changes[:5] + ([f"and {len(changes) - 5} more"] if len(changes) > 5 else []))
             raise ConfigError(
@@ -129,10 +203,19 @@ class Records:
             )
         return chosen, others
 
+    def suspects(self, videos: Iterable[Video]) -> list[Video]:
+        """Return those of `todo` that may kill the process: it died while they were in hand."""
+        return [video for video in videos if video.relative in self.left | self.crashed]
+
     def _changes(self, video: Video, record: Mapping[str, Any]) -> list[str]:
         old, new = record["options"], self.options
+        old, new = {**self.defaults, **old}, {**self.defaults, **new}
+        old, new = ({**dict.fromkeys((key for key in (*old, *new) if " " in key), 1), **side} for side in (old, new))
         keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-        found = [f"--{key.replace('_', '-')} was {old.get(key)}, is {new.get(key)}" for key in keys]
+        if old.get("captioning_backend") == "auto":  # of an older version, which did not note what that meant
+            keys = [key for key in keys if key != "captioning_backend"]
+        names = [key if " " in key else f"--{key.replace('_', '-')}" for key in keys]  # a stage's version, or a flag
+        found = [f"{name} was {old.get(key)}, is {new.get(key)}" for key, name in zip(keys, names, strict=True)]
         same = (record["video"], record["input"]) == (video.identity, video.stamp)
         return found + ([] if same else [f"the file has changed, or was {record['video']}"])
 
@@ -141,25 +224,31 @@ class Records:
 
         made: place below the output folder: the file, its text, or None where it is there already.
         """
-        old, video.outputs = set(self.read(video.relative).get("outputs", [])), sorted(made)
+        old, video.outputs = set(self._past_of(video)["outputs"]), sorted(made)
         self._write(video, "writing", sorted(old | set(video.outputs)))
         self._remove(old - set(video.outputs))
-        for place, source in made.items():
-            if isinstance(source, str):
+
+        def bring(place: str) -> None:
+            if isinstance(source := made[place], str):
                 self.output.write(place, source)
             elif source is not None:
                 self.output.put(place, source)
 
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(bring, made))
+
     def finish(self, video: Video) -> None:
         """Write the record of a video whose stages are through, and remove its scratch folder."""
-        failed = video.error or (video.clips and all(clip.error for clip in video.clips))
+        failed = video.error or (video.clips and all(clip.lost for clip in video.clips))
         outputs = [] if video.error else video.outputs
-        self._remove(set(self.read(video.relative).get("outputs", [])) - set(outputs))
+        self._remove(set(self._past_of(video)["outputs"]) - set(outputs))
         self._write(video, "failed" if failed else "done" if video.clips else "empty", outputs)
+        if video.relative in self.marked or video.relative in self.left:
+            self._unmark(video.relative)
         shutil.rmtree(video.scratch, ignore_errors=True)
 
     def _write(self, video: Video, status: str, outputs: list[str]) -> None:
-        attempts = int(self.read(video.relative).get("attempts", 0))
+        attempts = self._past_of(video)["attempts"]
         record = {
             **{"video": video.identity, "video_uuid": video.uuid, "status": status, **video.footage.facts},
             **{"num_total_clips": len(video.clips), "num_clip_chunks": 1, "error": video.error},
@@ -168,6 +257,12 @@ class Records:
             **{"input": video.stamp, "options": self.options, "limits": self.limits, "outputs": outputs},
         }
         self.output.write(f"{FOLDER}/{video.relative}.json", json.dumps(record, indent=1))
+        video.recorded = _past(record)
+
+    def _past_of(self, video: Video) -> dict[str, Any]:
+        if video.recorded is None:
+            video.recorded = _past(self.read(video.relative))
+        return video.recorded
 
     def _remove(self, outputs: Iterable[str]) -> None:
         for place in outputs:
@@ -176,62 +271,66 @@ class Records:
                 for suffix in EMBEDDING_SUFFIXES:
                     self.output.remove(f"{DATASET}/t5_xxl/{Path(place).stem}{suffix}")
 
-    def restore(self, relative: str) -> Video:
-        """Return a video as its record and its clips' metas say; their files stay where they are (`Clip.place`)."""
-        record = self.read(relative)
+    def outline(self, relative: str, record: Mapping[str, Any]) -> Video:
+        """Return a video as its record says. Raises ConfigError where its clips were not kept."""
+        if record["options"].get("no_upload_clips"):
+            advice = "split without it makes them (--redo changed)"
+            raise ConfigError(f"{self.output.root}: made with --no-upload-clips, so there are no clips; {advice}")
         facts = {key: value for key, value in record.items() if key not in OWN_KEYS}
         video = Video(record["video"], relative, self.work, record["input"], footage=Footage(facts=facts))
-        video.outputs, video.error = list(record["outputs"]), record["error"]
+        video.outputs, video.error, video.recorded = list(record["outputs"]), record["error"], _past(record)
         for name, known in record["clips"].items():
-            start, end = known["frames"]
-            clip = Clip(video, start, end, name, (0.0, 0.0), scores=known["scores"], error=known["error"])
+            (start, end), span = known["frames"], (0.0, known["duration"])
+            clip = Clip(video, start, end, name, span, scores=known["scores"], error=known["error"])
             clip.rejected, clip.rejected_by = known["rejected"], known.get("rejected_by", "")
             video.clips.append(clip)
-            if text := self.output.read(f"metas/v0/{name}.json"):
+        return video
+
+    def restore(self, relative: str) -> Video:
+        """Return a video as its record and its clips' metas say; their files stay where they are (`Clip.place`)."""
+        video = self.outline(relative, self.read(relative))
+        for clip in video.clips:
+            if text := self.output.read(f"metas/v0/{clip.uuid}.json"):
                 try:
                     self._restore_meta(clip, text)
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
-                    meta, made = self.output.uri(f"metas/v0/{name}.json"), self.output.uri(f"{FOLDER}/{relative}.json")
-                    repair = f"remove {made}, and split makes the video again"
+                    meta = self.output.uri(f"metas/v0/{clip.uuid}.json")
+                    repair = f"remove {self.output.uri(f'{FOLDER}/{relative}.json')}, and split makes the video again"
                     raise CorruptFileError(f"{meta}: not a clip's meta ({error!r}); {repair}") from error
-            clip.span = (clip.meta or {"duration_span": (0.0, known["duration"])})["duration_span"]
         return video
+
+    def restored(self, names: Sequence[str]) -> Iterator[Video]:
+        """Yield `restore` of each."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for start in range(0, len(names), AT_ONCE):
+                yield from pool.map(self.restore, names[start : start + AT_ONCE])
 
     @staticmethod
     def _restore_meta(clip: Clip, text: str) -> None:
         clip.meta = json.loads(text)
         clip.place, clip.frames = clip.meta["clip_location"], clip.meta["num_frames"]
+        clip.span = clip.meta["duration_span"]
         for row in clip.meta["windows"]:
             caption = row.get(f"{clip.meta['caption_source']}_caption", "")
             enhanced = [text for key, text in row.items() if key.endswith("_enhanced_caption")]
-            clip.windows.append(Window(row["start_frame"], row["end_frame"], caption, *enhanced))
+            window = Window(row["start_frame"], row["end_frame"], caption, *enhanced)
+            tokens = [row.get(f"{clip.meta['caption_source']}_{kind}_tokens", 0) for kind in ("prompt", "output")]
+            window.prompt_tokens, window.output_tokens = tokens
+            clip.windows.append(window)
 
-    def summarise(self, of: Collection[str] | None = None) -> dict[str, Any]:
-        """Write `summary.json`: totals, and the clips of each video; return the totals, `errors` {place: message}, `bare`.
 
-        of: the videos whose errors are returned, and of which something should have been kept (`bare`: there are some, and
-        nothing is); None: all, and there should be some.
-        """
-        totals, rejected, errors, videos = Counter[str](), Counter[str](), {}, {}
-        told, bare = dict[str, str](), of is None or bool(of)
-        for relative in self.videos():
-            record = self.read(relative)
-            clips: dict[str, Any] = {} if record["error"] else record["clips"]
-            kept = {uuid: clip for uuid, clip in clips.items() if not clip["rejected"] and not clip["error"]}
-            dropped = {uuid: clip["rejected"] for uuid, clip in clips.items() if clip["rejected"]}
-            totals.update({f"num_videos_{record['status']}": 1, "num_clips_passed": len(kept)})
-            totals["total_clip_duration"] += sum(clip["duration"] for clip in kept.values())
-            rejected.update(dropped.values())
-            problems = {
-                relative: record["error"],
-                **{f"{relative} {uuid}": clip["error"] for uuid, clip in clips.items()},
-            }
-            found = {where: f"{error['stage']}: {error['message']}" for where, error in problems.items() if error}
-            errors |= found
-            if of is None or relative in of:
-                told, bare = {**told, **found}, bare and not kept
-            videos[relative] = {key: record[key] for key in ("video_uuid", "num_total_clips", "num_clip_chunks")}
-            videos[relative] |= {"source_video": record["video"], "clips": [*kept], "filtered_clips": [*dropped]}
-        counts = {"num_processed_videos": len(videos), **totals, "num_clips_filtered_by": dict(rejected)}
-        self.output.write("summary.json", json.dumps({**counts, "errors": errors, **videos}, indent=1))
-        return {**counts, "errors": told, "bare": bare}
+def _past(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what counts of a record when it is written again."""
+    crashed = (record.get("error") or {}).get("type") == CRASH
+    return {"attempts": int(record.get("attempts", 0)), "outputs": record.get("outputs", []), "crashed": crashed}
+
+
+def memory_kills() -> list[str]:
+    """Return a name of this machine since it was started, and how many processes it has killed for want of memory (Linux)."""
+    found = ["", ""]
+    with contextlib.suppress(OSError):
+        found[0] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        found[1] = "".join(
+            line for line in Path("/proc/vmstat").read_text().splitlines() if line.startswith("oom_kill")
+        )
+    return found

@@ -10,7 +10,7 @@ import io
 import json
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from cosmos_predict.curate.records import Records
+from cosmos_predict.curate.records import DATASET, Records
+from cosmos_predict.curate.stage import is_lost
+from cosmos_predict.curate.summary import present, summarise
 from cosmos_predict.data.video_reader import probe, read_frames
 from cosmos_predict.errors import DataError
 
@@ -28,9 +30,9 @@ PROBLEMS = 200  # lines
 CHART, PIXELS = (520, 170), 240  # width and height of a histogram; width of a frame
 
 
-def conclude(records: Records, of: Collection[str] | None = None) -> dict[str, Any]:
-    """Write summary and page from the records of an output folder; return the totals (`Records.summarise`)."""
-    summary = records.summarise(of)
+def conclude(records: Records, *what: Any) -> dict[str, Any]:
+    """Write summary and page from the records of an output folder; return the totals. what: as of `summarise`."""
+    summary = summarise(records, *what)
     write_report(records)
     return summary
 
@@ -39,9 +41,9 @@ def write_report(records: Records) -> None:
     """Write the page."""
     scores, limits = defaultdict[str, list[float]](list), dict[str, float]()
     kept, rejected = list[tuple[str, str]](), defaultdict[str, list[tuple[str, str]]](list)
+    seen = defaultdict[str, Counter[str]](Counter)  # by reason, "" of what is kept: how many clips show which fault
     problems, counts, source, options = list[tuple[str, str]](), Counter[str](), "", dict[str, Any]()
-    for relative in records.videos():
-        record = records.read(relative)
+    for relative, record in records.scan():
         options, limits = record["options"], {**limits, **record.get("limits", {})}
         source = record["video"].removesuffix(relative)
         counts.update({"videos": 1, "seconds of video": record.get("duration", 0)})
@@ -54,9 +56,10 @@ def write_report(records: Records) -> None:
                 place = relative if where == relative else f"{relative} {where}"
                 problems.append((place, f"{error['stage']}: {error['message']}{given_up}"))
         for name, clip in clips.items():
-            if clip["error"]:
+            if is_lost(clip["error"]):
                 continue
             (rejected[clip["rejected"]] if clip["rejected"] else kept).append((relative, name))
+            seen[clip["rejected"]].update(faults(clip["scores"]))
             for score, value in _numbers(clip["scores"]):
                 scores[score].append(value)
             if not clip["rejected"]:
@@ -68,20 +71,26 @@ def write_report(records: Records) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         shown = [_figure(records, *kept[k], Path(scratch)) for k in _spread(len(kept), SHOWN)]
         refused = [
-            f"<h3>{escape(reason)}: {len(clips)}</h3><div class='grid'>"
+            f"<h3>{escape(reason)}: {len(clips)}</h3>{_counted(seen[reason])}<div class='grid'>"
             + "".join(_figure(records, *clips[k], Path(scratch)) for k in _spread(len(clips), EXAMPLES))
             + "</div>"
             for reason, clips in sorted(rejected.items(), key=lambda item: (-len(item[1]), item[0]))
         ]
     rows = [f"<tr><td>{escape(where)}</td><td>{escape(text)}</td></tr>" for where, text in problems[:PROBLEMS]]
     rows += [f"<tr><td>and {len(problems) - PROBLEMS} more</td></tr>"] if len(problems) > PROBLEMS else []
+    inputs = present(records)
+    ignored = [f"<tr><td>{escape(file)}</td><td>{escape(why)}</td></tr>" for file, why in inputs.ignored.items()]
+    left = inputs.num_ignored - len(ignored)
+    ignored += [f"<tr><td>and {left} more</td></tr>"] if left > 0 else []
     parts = {
         "name": escape(source.strip("/").rpartition("/")[2]),
         "facts": "".join(f"<div><b>{value}</b>{name}</div>" for name, value in facts.items()),
         "histograms": "".join(_histogram(n, v, limits.get(n)) for n, v in sorted(scores.items()) if v) or "No scores.",
         "rejected": "".join(refused) or "Nothing.",
         "kept": "".join(shown) or "Nothing.",
+        "faults": _counted(seen[""]),
         "problems": f"<table>{''.join(rows)}</table>" if rows else "Nothing.",
+        "ignored": f"<table>{''.join(ignored)}</table>" if ignored else "Nothing.",
         "options": escape(json.dumps(options, indent=1)),
     }
     template = Path(__file__).with_name(PAGE).read_text(encoding="utf-8")
@@ -97,6 +106,17 @@ def _numbers(scores: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{name}", float(value)
 
 
+def faults(scores: Mapping[str, Any]) -> list[str]:
+    """Return what a model saw in any window of a clip that was not wanted, in order; "no readable answer" is one of these."""
+    windows = scores.get("filtered_windows") or []
+    said = [window.get("qwen_rejection_reasons", ["no readable answer"]) for window in windows]
+    return [*dict.fromkeys(name for names in said for name in names)]
+
+
+def _counted(seen: Counter[str]) -> str:
+    return f"<p>{escape(', '.join(f'{name}: {count}' for name, count in seen.most_common()))}</p>" if seen else ""
+
+
 def _spread(count: int, most: int) -> list[int]:
     """Return at most `most` numbers below `count`, evenly spread."""
     return [k * count // min(count, most) for k in range(min(count, most))]
@@ -107,14 +127,20 @@ def _figure(records: Records, relative: str, name: str, scratch: Path) -> str:
     from PIL import Image
 
     meta = json.loads(records.output.read(f"metas/v0/{name}.json") or "{}")
-    captions = [text for row in meta.get("windows", ()) for key, text in row.items() if key.endswith("_caption")]
+    captions = [
+        text for row in meta.get("windows", ()) for key, text in row.items() if key.endswith("_caption") and text
+    ]
     clip = records.read(relative)["clips"][name]
     start, end = meta.get("duration_span", (0.0, clip["duration"]))
     lines = [*captions[:1], f"{relative}, {start:.1f} .. {end:.1f} s"]
+    lines += [f"seen: {', '.join(found)}"] if (found := faults(clip["scores"])) else []
+    lines += [f"repeats {other}"] if (other := clip["scores"].get("duplicate_of")) else []
     lines += [f"{score} {value:.4g}" for score, value in _numbers(clip["scores"])]
     picture, target = "", scratch / "clip.mp4"
     try:
-        path = records.output.fetch(meta.get("clip_location", f"clips/{name}.mp4"), target)
+        window = [f"{row['start_frame']}_{row['end_frame']}" for row in meta.get("windows", ())][:1]
+        place = meta.get("clip_location") or f"{DATASET}/videos/{'_'.join([name, *window])}.mp4"
+        path = records.output.fetch(place, target)
         (frame,) = read_frames(path, [probe(path).frames // 2])
         image, data = Image.fromarray(frame), io.BytesIO()
         image.resize((PIXELS, max(round(PIXELS * image.height / image.width), 1))).save(data, "JPEG", quality=75)

@@ -1,4 +1,4 @@
-"""Change what is recorded: `filter` (other limits, nothing is decoded again), `caption`, and `dedup`.
+"""Change what is recorded: `filter` (other limits, no filter looks at a clip again), `caption`, and `dedup`.
 
 No clip moves: clips stay in `clips/` or `filtered_clips/`, where `split` put them; records, metas and the dataset say which
 ones are kept now. The windows of a clip that comes back into the dataset are cut out of it again where it has several.
@@ -6,22 +6,26 @@ ones are kept now. The windows of a clip that comes back into the dataset are cu
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from loguru import logger
 
 from cosmos_predict.curate import engine, own
+from cosmos_predict.curate.fetch import Fetch
 from cosmos_predict.curate.filters import Filter
 from cosmos_predict.curate.records import Records
 from cosmos_predict.curate.report import conclude
 from cosmos_predict.curate.stage import Clip, Stage, Video
-from cosmos_predict.curate.stages import Caption, build_stages
+from cosmos_predict.curate.stages import Caption, build_stages, defaults, settle_backend
 from cosmos_predict.curate.storage import Store
 from cosmos_predict.curate.write import Write
-from cosmos_predict.errors import DataError
+from cosmos_predict.errors import ConfigError, DataError, UnavailableError
 
 DUPLICATE = "duplicate"
 REVISION = "all"  # in place of I/N: scratch of its own, so that the next split still finds what a crashed one left
@@ -37,15 +41,32 @@ class Judge(Stage):
     def __init__(self, filters: list[Stage]) -> None:
         self.filters = filters
         self.names = {stage.name for stage in (*Filter.__subclasses__(), *filters)}
+        self.judges = [
+            (stage, {stage.score} if isinstance(stage, Filter) else _bases(stage.limits())) for stage in filters
+        ]
+        # By filter: clips that come to it with a score, and without.
+        self.scored, self.bare = Counter[str](), Counter[str]()
 
     def process(self, item: Video) -> None:
         for clip in item.clips:
             if clip.rejected_by in self.names:
                 clip.rejected = clip.rejected_by = ""
-            for stage in self.filters:
+            for stage, scores in self.judges:
                 if clip.alive:
+                    (self.bare if scores.isdisjoint(clip.scores) else self.scored)[stage.name] += 1
                     stage.decide(clip)
                     clip.rejected_by = stage.name if clip.rejected else ""
+
+    def unanswered(self) -> list[str]:
+        """Return what is missing, of the videos so far; a stage of one's own need not score every clip, but some."""
+        judges = [(stage, names) for stage, names in self.judges if names and self.bare[stage.name]]
+        judges = [row for row in judges if isinstance(row[0], Filter) or not self.scored[row[0].name]]
+        return [f"{self.bare[stage.name]} clips have no {', '.join(sorted(names))}" for stage, names in judges]
+
+
+def _bases(limits: Iterable[str]) -> set[str]:
+    """Return the names of scores of dotted ones."""
+    return {name.partition(".")[0] for name in limits}
 
 
 class Recaption(Stage):
@@ -55,22 +76,42 @@ class Recaption(Stage):
 
     def __init__(self, caption: Caption, options: Mapping[str, Any], output: Store, everything: bool) -> None:
         self.caption, self.source, self.output = caption, options["captioning_algorithm"], output
+        self.profile, self.fetches = options["input_s3_profile_name"], dict[str, Fetch]()
         self.workers, self.everything, self.failed, self.made = caption.workers, everything, dict[str, str](), 0
 
     def setup(self) -> None:
         self.caption.setup()
+        self.lock = threading.Lock()
 
     def process(self, item: Clip) -> None:
         if not self.everything and item.windows and all(window.caption for window in item.windows):
             return
         before = item.windows
         try:
+            if self.source == "sidecar" and "://" in item.video.identity:
+                self._fetch_captions(item.video)
             item.path = self.output.fetch(item.place, item.video.scratch / f"{item.uuid}.mp4")
             self.caption.process(item)
             item.meta["caption_source"], self.made = self.source, self.made + 1
-            item.texts_stay = False
+            item.texts_stay, item.error = False, {}
+        except UnavailableError:
+            raise
         except Exception as error:  # of whatever kind: it must not take the clip out of the dataset
             item.windows, self.failed[f"{item.video.relative} {item.uuid}"] = before, engine.reason(error)
+
+    def _fetch_captions(self, video: Video) -> None:
+        """Bring the captions beside a video of a bucket here, once."""
+        root = video.identity.removesuffix(f"/{video.relative}")
+        with self.lock:
+            if root not in self.fetches:
+                source = Store(root, self.profile)
+                self.fetches[root] = Fetch(source, source.files(), captions_only=True)
+                self.fetches[root].setup()
+            if video.copy is None:
+                self.fetches[root].process(video)
+
+    def cease(self) -> None:
+        self.caption.cease()
 
     def teardown(self) -> None:
         self.caption.teardown()
@@ -97,12 +138,15 @@ class Deduplicate(Stage):
 
 
 def refilter(results: Store, run: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Apply the limits in `given` to the recorded scores; return the new totals."""
+    """Apply the limits in `given` to the recorded scores; return the new totals. Raises as `revise`."""
 
     def choose(options: dict[str, Any], records: Records) -> list[Stage]:
         filters: list[Stage] = [stage for stage in build_stages(options) if isinstance(stage, Filter)]
         filters += map(own.load, run["stage"])
-        records.limits = {name: least for stage in filters for name, least in stage.limits().items()}
+        ours, old = {stage.score for stage in Filter.__subclasses__()}, records.limits
+        others = {name: least for name, least in old.items() if not _bases([name]) & ours}  # of stages of one's own
+        own_limits = {} if run["stage"] else others
+        records.limits = own_limits | {name: least for stage in filters for name, least in stage.limits().items()}
         return [Judge(filters)]
 
     return revise(results, run, given, choose)
@@ -115,6 +159,8 @@ def recaption(
     made: list[Recaption] = []
 
     def choose(options: dict[str, Any], records: Records) -> list[Stage]:
+        options = {**options, **(changed := settle_backend(records.options))}
+        records.options = changed
         caption = next(stage for stage in build_stages(options) if isinstance(stage, Caption))
         made.append(Recaption(caption, options, results, everything))
         return [made[-1]]
@@ -131,10 +177,10 @@ def revise(results: Store, run: Mapping[str, Any], given: Mapping[str, Any], cho
     as it was recorded; the totals' errors name it.
 
     Raises DataError where the folder holds no records, CorruptFileError for a record or a meta that cannot be read,
-    ConfigError while another process works on any shard.
+    ConfigError while another process works on any shard, and, before anything is written, where clips have no score of a
+    filter that they come to.
     """
     records, failed = Records(results, {}, REVISION, run["work_dir"]), dict[str, str]()
-    groups = defaultdict[str, list[str]](list)
 
     def finish(video: Video) -> None:
         if video.error:
@@ -143,21 +189,48 @@ def revise(results: Store, run: Mapping[str, Any], given: Mapping[str, Any], cho
             failed[video.relative] = f"{video.error['stage']}: {video.error['message']}; {now}"
         else:
             records.finish(video)
+        video.clips.clear()  # which know it, too: a ring that would stay in memory
 
     with records.lock_all():
-        for relative in records.videos():
-            record = records.read(relative)
+        plans = dict[str, _Plan]()
+        for relative, record in records.scan():
             if record["status"] == "done":
-                groups[json.dumps([record["options"], record["limits"]])].append(relative)
+                key = json.dumps([record["options"], record["limits"]])
+                if key not in plans:
+                    records.options, records.limits = {**defaults(), **record["options"], **given}, record["limits"]
+                    options = {**run, **records.options}  # an older version had fewer
+                    stages = [*choose(options, records), Write(options, records)]
+                    plans[key] = _Plan(records.options, records.limits, stages)
+                plans[key].members.append(relative)
+                if isinstance(judge := plans[key].stages[0], Judge):
+                    video = records.outline(relative, record)
+                    with contextlib.suppress(Exception):  # of a stage of one's own: told when it is this video's turn
+                        judge.process(video)
             elif record["status"] == "writing":
                 logger.warning(f"{relative}: left out, a process ended while it was written; split makes it again")
-        if not groups:
+        if not plans:
             raise DataError(f"{results.root}: no video there that curate.py split has done")
-        for recorded, members in groups.items():
-            old, records.limits = json.loads(recorded)
-            records.options = {**old, **given}
-            options = {**run, **records.options}
-            stages = [*choose(options, records), Write(options, records)]
-            engine.run(map(records.restore, members), stages, finish, run["executor"], run["workers"])
+        judges = (plan.stages[0] for plan in plans.values())
+        if missing := [text for judge in judges if isinstance(judge, Judge) for text in judge.unanswered()]:
+            flags = [f"--{name.replace('_', '-')} {value}" for name, value in given.items() if name != "stage"]
+            flags += [f"--stage {stage}" for stage in run["stage"]] if "stage" in given else []
+            flags += ["--redo changed" if given else "--redo all"]
+            advice = f"curate.py split ... {' '.join(flags)} makes them"
+            raise ConfigError(
+                f"{results.root}: {'; '.join(missing)}, and filter goes by recorded scores alone; {advice}"
+            )
+        for plan in plans.values():
+            records.options, records.limits = plan.options, plan.limits
+            engine.run(records.restored(plan.members), plan.stages, finish, run["executor"], run["workers"])
         summary = conclude(records)
         return {**summary, "errors": {**summary["errors"], **failed}}
+
+
+@dataclass
+class _Plan:
+    """Videos that were made with the same options: what their records say from now on, the stages that they go through."""
+
+    options: dict[str, Any]
+    limits: dict[str, float]
+    stages: list[Stage]
+    members: list[str] = field(default_factory=list)

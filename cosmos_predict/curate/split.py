@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import tempfile
-import zlib
-from collections.abc import Collection, Mapping
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
-from cosmos_predict.curate import engine, own
+from cosmos_predict.curate import alone, engine, own
+from cosmos_predict.curate.fetch import Fetch
+from cosmos_predict.curate.listing import list_videos, read_list, require_captions
 from cosmos_predict.curate.progress import Progress
 from cosmos_predict.curate.records import Records
 from cosmos_predict.curate.report import conclude
 from cosmos_predict.curate.stage import Stage, Video
-from cosmos_predict.curate.stages import build_stages, settle
+from cosmos_predict.curate.stages import build_stages, defaults, settle
 from cosmos_predict.curate.storage import Store
+from cosmos_predict.curate.summary import Performance
 from cosmos_predict.curate.write import Write
-from cosmos_predict.data.video_reader import VIDEO_SUFFIXES
 from cosmos_predict.errors import ConfigError, DataError
-
-SUFFIXES = (*VIDEO_SUFFIXES, ".ts")
 
 
 def split(
     source: str | Path, output: str | Path, options: Mapping[str, Any], run_options: Collection[str]
 ) -> dict[str, Any]:
     """Curate the videos below `source` into `output`; return the totals of all that is there, and the errors of the videos of
-    this shard (`Records.summarise`).
+    this shard (`summary.summarise`).
 
     source, output: folders, or prefixes s3://BUCKET/KEY. options: values by name, as in `options.yaml`; run_options: names
     of those that change no result.
@@ -48,22 +48,29 @@ def split(
         raise ConfigError("--transnetv2-max-length-s is smaller than --transnetv2-min-length-s")
     options = settle(options)
     dry, records = options["dry_run"], open_records(results, options, run_options)
-    listed, ignored = list_videos(footage, options["shard"])
-    fetch: list[Stage] = [Fetch(footage, ignored)] if footage.remote else []
-    stages = own.insert(fetch + build_stages(options), options["stage"]) + [Write(options, records)]
+    named, profile = options["input_video_list_json_path"], options["input_video_list_s3_profile_name"]
+    listed, inputs = list_videos(footage, options["shard"], read_list(named, profile) if named else None)
+    if options["captioning_algorithm"] == "sidecar" and not dry:
+        require_captions(footage, inputs)
+    stages = assemble(options, records, footage, inputs.beside)
     records.limits = {name: least for stage in stages for name, least in stage.limits().items()}
+    records.options |= {f"version of stage {stage.name}": stage.version for stage in stages if stage.version != 1}
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory())) if dry else records.work
         videos = [Video(footage.uri(place), place, work, stamp) for place, stamp in listed.items()]
         if not dry:
             results.check_writable()
-            stack.enter_context(records.lock(videos))
+            stack.enter_context(records.lock())
+            records.blame(videos)
         todo, others = records.todo(videos, options["redo"], options["max_attempts"])
         todo = todo[: options["limit"] or None]
+        del videos  # none is held any more once it is through: `drain`
         known = ", ".join(f"{count} {reason}" for reason, count in others.items()) or "none done before"
-        ignoring = f"{len(ignored)} other files ignored"
-        logger.info(f"{footage.root}: {len(videos)} videos, {known}, {len(todo)} to do; {ignoring}")
-        progress = stack.enter_context(contextlib.closing(Progress(len(todo))))
+        ignoring = f"{inputs.num_ignored} other files ignored"
+        logger.info(f"{footage.root}: {len(listed)} videos, {known}, {len(todo)} to do; {ignoring}")
+        chosen = [stage for stage in stages if not dry or stage.name in ("fetch", "ingest", "split")]
+        last = next((stage.name for stage in reversed(chosen) if stage.scope == "clip"), "")
+        progress, performance = stack.enter_context(contextlib.closing(Progress(len(todo), last))), Performance()
 
         def finish(video: Video) -> None:
             for clip in video.clips if dry else ():
@@ -71,63 +78,46 @@ def split(
             if not dry:
                 records.finish(video)
             progress.add(video)
+            performance.add(video)
+            video.clips.clear()  # which know it, too: a ring that would stay in memory
 
-        chosen = [stage for stage in stages if not dry or stage.name in ("fetch", "ingest", "split")]
+        apart = dry or options["executor"] == "ray"  # whose workers are processes of their own
+        suspects = [] if apart else records.suspects(todo)
+        if suspects:
+            how = "they come first, one at a time, in a process of their own"
+            logger.warning(f"{len(suspects)} videos were in hand when a process died; {how}")
+        names = {video.relative for video in suspects}
+        first, rest = deque(suspects), deque(video for video in todo if video.relative not in names)
+        del todo, suspects
+        made = (assemble, (options, records, footage, inputs.beside))
+        alone.run(drain(first), *made, partial(records.mark, alone=True), finish, options["workers"])
+        waiting = drain(rest) if apart else map(records.mark, drain(rest))
         ray = {"address": options["ray_address"], "gpus": options["ray_gpus_per_worker"]}
-        engine.run(todo, chosen, finish, options["executor"], options["workers"], **ray)
-        return {} if dry else conclude(records, listed)
+        engine.run(waiting, chosen, finish, options["executor"], options["workers"], passed=progress.passed, **ray)
+        if options["perf_profile"] and not dry:
+            performance.write(results)
+        return {} if dry else conclude(records, listed, inputs, not options["no_write_all_caption_json"])
+
+
+def drain(videos: deque[Video]) -> Iterator[Video]:
+    """Yield the videos and forget them."""
+    while videos:
+        yield videos.popleft()
 
 
 def open_records(results: Store, options: Mapping[str, Any], run_options: Collection[str]) -> Records:
     """Return the records of an output folder; they note the options that results depend on."""
     kept = {name: value for name, value in options.items() if name not in run_options}
     kept["stage"] = [own.fingerprint(given) for given in options["stage"]]
-    return Records(results, kept, options["shard"], options["work_dir"])
+    records = Records(results, kept, options["shard"], options["work_dir"])
+    records.defaults = defaults()
+    return records
 
 
-class Fetch(Stage):
-    """Brings a video that is not on this machine, and the captions beside it, into its scratch folder."""
-
-    name, workers = "fetch", 4
-
-    def __init__(self, source: Store, others: Collection[str]) -> None:
-        self.source, self.others = source, frozenset(others)
-
-    def process(self, item: Video) -> None:
-        folder, path = item.scratch / self.source.root.rpartition("/")[2], Path(item.relative)
-        tables = [path.parent / name for name in ("captions.jsonl", "captions.csv")]
-        texts = [path.with_suffix(".txt"), path.with_suffix(".json"), path.parent.parent / "metas" / f"{path.stem}.txt"]
-        for place in {str(place) for place in (*texts, *tables)} & self.others:
-            self.source.fetch(place, folder / place)
-        item.copy = self.source.fetch(item.relative, folder / path)
-
-
-def list_videos(source: Store | Path, shard: str = "1/1") -> tuple[dict[str, list[Any]], list[str]]:
-    """Return {relative path: stamp} of the videos below a folder that belong to shard I/N, and all other files there.
-
-    Raises DataError where there is none, ConfigError for a shard that is not I/N.
-    """
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
-    part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= part <= parts:
-        raise ConfigError(f"--shard {shard}: expected I/N with I in 1..N, as 2/8")
-    source = source if isinstance(source, Store) else Store(source)
-    files = source.files()
-    for place in [place for place in files if not _is_text(place)]:
-        logger.error(f"{place!r} is left out: its name is not UTF-8, so no record can name it; rename it")
-        del files[place]
-    videos = {place: stamp for place, stamp in files.items() if Path(place).suffix.lower() in SUFFIXES}
-    if not videos:
-        raise DataError(f"{source.root}: no folder with videos ({' '.join(SUFFIXES)})")
-    mine = {place: stamp for place, stamp in videos.items() if zlib.crc32(place.encode()) % parts == part - 1}
-    return mine, [place for place in files if place not in videos]
-
-
-def _is_text(name: str) -> bool:
-    try:
-        return bool(name.encode())
-    except UnicodeEncodeError:
-        return False
+def assemble(options: Mapping[str, Any], records: Records, footage: Store, others: Collection[str]) -> list[Stage]:
+    """Return all stages of a run. others: the captions beside the videos of `footage`."""
+    fetch: list[Stage] = [Fetch(footage, others)] if footage.remote else []
+    return own.insert(fetch + build_stages(options), options["stage"]) + [Write(options, records)]
 
 
 def check(dataset: Path, num_frames: int) -> tuple[int, dict[str, str]]:

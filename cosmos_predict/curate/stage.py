@@ -15,7 +15,7 @@ however long and many the videos are. A stage of one's own is a subclass of `Sta
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,11 +31,16 @@ class Window:
     end: int
     caption: str = ""
     enhanced: str = ""  # the caption as a model rewrote it
+    prompt_tokens: int = 0  # of the model that wrote the caption
+    output_tokens: int = 0
 
 
 @dataclass
 class Clip:
-    """Frames start..end - 1 of a video; later stages skip it once it has a `rejected` reason or an `error`."""
+    """Frames start..end - 1 of a video; later stages skip it once it has a `rejected` reason or an `error`.
+
+    But one that could not be captioned stays, without samples: its captions can be made later (`curate caption`).
+    """
 
     video: Video
     start: int
@@ -58,9 +63,14 @@ class Clip:
         self.rejected = reason
 
     @property
+    def lost(self) -> bool:
+        """Whether a stage failed without which there is nothing to keep."""
+        return is_lost(self.error)
+
+    @property
     def alive(self) -> bool:
         """Whether stages still work on it."""
-        return not self.error and not self.rejected
+        return not self.lost and not self.rejected
 
     def outcome(self) -> dict[str, Any]:
         """Return what the video's record says of the clip."""
@@ -82,6 +92,8 @@ class Video:
     clips: list[Clip] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)  # files written for it, below the output folder
     error: dict[str, str] = field(default_factory=dict)
+    seconds: list[tuple[str, float]] = field(default_factory=list)  # (stage, how long it took), of it and of its clips
+    recorded: dict[str, Any] | None = None  # what counts of its record (`records`), None: not known
 
     @property
     def uuid(self) -> str:
@@ -106,6 +118,10 @@ class Stage:
     scope: ClassVar[str] = "video"  # or "clip": what one item is
     workers: int | None = None  # items at a time; None: as many as there are cores
     models: Sequence[Any] = ()  # what it opens and closes, and may share with other stages
+    version: int = (
+        1  # a higher one where it makes something else from now on: what is there then needs `--redo changed`
+    )
+    retries: int = 2  # of an item after an OSError that may pass, a second or two later; models ask again themselves
 
     def setup(self) -> None:
         """Load weights, open clients: once, before the first item. By default: opens `models`."""
@@ -113,7 +129,10 @@ class Stage:
             model.open()
 
     def process(self, item: Any) -> None:
-        """Work on one item, in place. Called by several threads at a time where `workers` is not 1."""
+        """Work on one item, in place. Called by several threads at a time where `workers` is not 1.
+
+        What of it was done before an OSError (a connection that was lost, a network folder) is done once more: see `retries`.
+        """
         raise NotImplementedError
 
     def limits(self) -> dict[str, float]:
@@ -130,10 +149,21 @@ class Stage:
             if value is not None and value < least:
                 item.reject(self.name)
 
+    def cease(self) -> None:
+        """Let items in hand end soon, as the run does: called by another thread. By default: `models` wait for nothing."""
+        for model in self.models:
+            if hasattr(model, "cease"):
+                model.cease()
+
     def teardown(self) -> None:
         """Undo `setup`: once, after the last item."""
         for model in self.models:
             model.close()
+
+
+def is_lost(error: Mapping[str, str]) -> bool:
+    """Return whether a clip with this error is not kept: with any but that of its captions."""
+    return bool(error) and error["stage"] != "caption"
 
 
 def score(scores: Any, name: str) -> float | None:

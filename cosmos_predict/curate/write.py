@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from cosmos_predict.curate import media
+from cosmos_predict.curate.engine import reason
 from cosmos_predict.curate.records import DATASET, Records
 from cosmos_predict.curate.stage import Clip, Stage, Video, Window
+from cosmos_predict.curate.summary import chunk_place, chunk_record
 from cosmos_predict.data.video_reader import probe
+
+Made = dict[str, Path | str | None]  # place below the output folder: file, text, or None: it is there already
 
 
 class Write(Stage):
@@ -26,30 +30,58 @@ class Write(Stage):
         self.options, self.records = options, records
 
     def process(self, item: Video) -> None:
-        made: dict[str, Path | str | None] = {}
+        made, metas = Made(), list[str]()
         for clip in item.clips:
-            if clip.error or not (clip.place or clip.path.name):  # or rejected before it was made
+            if clip.lost or not (clip.place or clip.path.name):  # or rejected before it was made
                 continue
-            place = clip.place or f"{'filtered_clips' if clip.rejected else 'clips'}/{clip.uuid}.mp4"
-            meta = json.dumps(self._meta(clip, place), indent=1)
-            made |= {place: None if clip.place else clip.path, f"metas/v0/{clip.uuid}.json": meta}
-            for window in clip.windows if clip.alive else ():
-                made |= self._sample(clip, window)
+            try:
+                files, meta = self._results(clip)
+            except Exception as error:  # of whatever kind: the other clips go on
+                if clip.place:  # the video stays as it was written
+                    raise
+                clip.error = {"stage": self.name, "type": type(error).__name__, "message": reason(error)}
+                continue
+            made |= files
+            metas.append(f"{json.dumps(meta)}\n")
+        if metas and self.options["upload_clip_info_in_chunks"]:
+            made[f"metas_jsonl/v0/{item.uuid}_0.jsonl"] = "".join(metas)
+        made[chunk_place(item.relative)] = json.dumps(chunk_record(item, made), indent=1)
         self.records.publish(item, made)
 
-    def _sample(self, clip: Clip, window: Window) -> dict[str, Path | str | None]:
-        """Return the dataset's files of a window, which is cut out of the clip where that has several."""
-        if self.options["generate_cosmos_predict_dataset"] == "disable":
+    def _results(self, clip: Clip) -> tuple[Made, dict[str, Any]]:
+        """Return the files of a clip, and its meta."""
+        place = clip.place or f"{'filtered_clips' if clip.rejected else 'clips'}/{clip.uuid}.mp4"
+        leave_out = self.options["no_upload_clips"]
+        meta = self._meta(clip, "" if leave_out else place)
+        made: Made = {} if leave_out else {place: None if clip.place else clip.path}
+        made[f"metas/v0/{clip.uuid}.json"] = json.dumps(meta, indent=1)
+        for window in clip.windows if clip.alive else ():
+            made |= self._sample(clip, window) | self._preview(clip, window)
+        return made, meta
+
+    def _fetched(self, clip: Clip) -> Path:
+        """Return the clip's mp4 on this machine."""
+        clip.video.scratch.mkdir(parents=True, exist_ok=True)
+        if clip.place and not clip.path.name:
+            clip.path = self.records.output.fetch(clip.place, clip.video.scratch / f"{clip.uuid}.mp4")
+        return clip.path
+
+    def _sample(self, clip: Clip, window: Window) -> Made:
+        """Return the dataset's files of a window, which is cut out of the clip where that has several.
+
+        A window without a caption has none, unless nobody asked for captions.
+        """
+        text = window.enhanced if self.options["dataset_caption"] == "enhanced" else window.caption
+        if self.options["generate_cosmos_predict_dataset"] == "disable" or (clip.error and not text):
             return {}
         stem, path = f"{clip.uuid}_{window.start}_{window.end}", None
         video, scratch = f"{DATASET}/videos/{stem}.mp4", clip.video.scratch
         if not (clip.place and video in clip.video.outputs):
-            path = self.records.output.fetch(clip.place, scratch / f"{clip.uuid}.mp4") if clip.place else clip.path
+            path = self._fetched(clip)
             if len(clip.windows) > 1:
                 whole, path = media.describe(path), scratch / f"{stem}.mp4"
-                scratch.mkdir(parents=True, exist_ok=True)
-                media.cut(whole, path, window.start, window.end + 1, self.options["transcode_crf"])
-        text = window.enhanced if self.options["dataset_caption"] == "enhanced" else window.caption
+                encoding = media.encoding(self.options, clip.video.footage)
+                media.cut(whole, path, window.start, window.end + 1, **encoding)
         if not text:
             return {video: path}
         place = f"{DATASET}/metas/{stem}.txt"
@@ -57,25 +89,42 @@ class Write(Stage):
         edited = written and self.records.output.read(place) not in (None, window.caption, window.enhanced or None)
         return {video: path, place: None if edited else text}
 
+    def _preview(self, clip: Clip, window: Window) -> Made:
+        """Return the moving picture of a window, where it is asked for."""
+        place = f"previews/{clip.uuid}/{window.start}_{window.end}.webp"
+        if not self.options["generate_previews"]:
+            return {}
+        if clip.place and place in clip.video.outputs:
+            return {place: None}
+        path, target = self._fetched(clip), clip.video.scratch / f"{clip.uuid}_{window.start}_{window.end}.webp"
+        size = (self.options["preview_target_fps"], self.options["preview_height"])
+        return {place: media.preview(path, target, window.start, window.end + 1, *size)}
+
     def _meta(self, clip: Clip, place: str) -> dict[str, Any]:
         """Return what the published tool notes of a clip, and which captioner wrote."""
         model = clip.meta.get("caption_source", self.options["captioning_algorithm"])
+        rewriter = self.options["enhance_captions_lm_variant"]
         facts, windows, known = clip.video.footage.facts, clip.windows, list(clip.meta)
         meta = {key: clip.meta[key] for key in known[: known.index("num_bytes") + 1]} if known else {}
         if not meta:
             meta = {"span_uuid": clip.uuid, "source_video": clip.video.identity, "duration_span": list(clip.span)}
             meta |= {f"{key}_source": facts[key] for key in ("width", "height", "framerate")}
             meta |= {"clip_location": place, **media.published_facts(probe(clip.path))}
-            meta |= {"num_bytes": clip.path.stat().st_size}
-        meta = {**meta, **clip.scores, "rejected": clip.rejected}
-        texts = [{"start_frame": w.start, "end_frame": w.end, f"{model}_caption": w.caption} for w in windows]
-        for text, window in zip(texts, windows, strict=True):
-            text |= (
-                {f"{self.options['enhance_captions_lm_variant']}_enhanced_caption": window.enhanced}
-                if window.enhanced
-                else {}
-            )
+            meta |= {"video_codec": media.video_codec(clip.path), "num_bytes": clip.path.stat().st_size}
+        meta |= {"filtered_windows": [], **clip.scores, "rejected": clip.rejected}
         if clip.rejected.startswith("qwen_"):
             meta["qwen_rejection_stage"] = clip.rejected.removeprefix("qwen_")
+        errors = ["motion_decode"] if "error" in clip.scores.get("motion_score", {}) else []
+        if errors := [*errors, *(["caption"] if clip.error else [])]:
+            meta["errors"] = errors
+        texts = [{"start_frame": w.start, "end_frame": w.end, f"{model}_caption": w.caption} for w in windows]
+        for text, window in zip(texts, windows, strict=True):
+            if window.prompt_tokens or window.output_tokens:
+                text[f"{model}_prompt_tokens"] = window.prompt_tokens
+                text[f"{model}_output_tokens"] = window.output_tokens
+            if window.enhanced:
+                text[f"{rewriter}_enhanced_caption"] = window.enhanced
         meta |= {"windows": texts, "caption_source": model, "valid": bool(windows) and clip.alive}
-        return {**meta, "has_caption": any(window.caption for window in windows)}
+        meta["has_caption"] = any(window.caption for window in windows)
+        meta["total_prompt_tokens"] = sum(window.prompt_tokens for window in windows)
+        return {**meta, "total_output_tokens": sum(window.output_tokens for window in windows)}

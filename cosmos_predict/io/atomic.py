@@ -12,12 +12,14 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], staging: Path | None = None) -> Iterator[Path]:
     """Yield a path to write to; on success it is flushed to disk and renamed to `path`, on any error removed.
 
     The yielded path has the target's file name, so that writers which look at the suffix work, inside a hidden folder
     next to the target (`.NAME.XXXX.tmp/NAME`): a listing such as `*.mp4` never sees half a file, not even one that a
     killed writer left behind. An existing target stays untouched until the rename. Missing parent folders are made.
+
+    staging: put that hidden folder in this one instead, which must be of the same file system.
 
     Raises:
         FileNotFoundError: the body wrote nothing.
@@ -25,7 +27,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     make_folder(target.parent)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", suffix=".tmp", dir=target.parent))
+    if staging is not None:
+        staging.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", suffix=".tmp", dir=staging or target.parent))
     try:
         temporary = folder / target.name
         yield temporary

@@ -19,15 +19,17 @@ _LOCKS: weakref.WeakSet[IO[str]] = weakref.WeakSet()  # those that this process 
 os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _LOCKS])
 
 
-def hold(path: Path, refusal: str) -> IO[str]:
+def hold(path: Path, refusal: str, shared: bool = False) -> IO[str]:
     """Return the open lock file `path`, held until it is closed; raises ConfigError(`refusal`) where another process has it.
+
+    shared: several processes may hold it so at a time, but none beside one that holds it alone.
 
     A file system without locks (some network ones) is told of once, and nothing is held.
     """
     make_folder(path.parent)
     lock = path.open("w")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
             lock.close()

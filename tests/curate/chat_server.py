@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +13,10 @@ from typing import Any
 
 
 class ChatServer(ThreadingHTTPServer):
-    """Answers with what `reply(request)` returns: a text, or (text, finish_reason). `failures`: statuses to send first."""
+    """Answers with what `reply(request)` returns: a text, or (text, finish_reason), or (text, finish_reason, usage).
+
+    failures: statuses to send first.
+    """
 
     def __init__(self, reply: Callable[[dict[str, Any]], Any], port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), Handler)
@@ -58,8 +62,9 @@ class Handler(BaseHTTPRequestHandler):
                 return self.connection.close()
             return self._send(status, b"<html>not JSON" if status == 200 else {"error": "no thanks"}, Retry_After="0")
         said = self.server.reply(request)
-        text, reason = said if isinstance(said, tuple) else (said, "stop")
-        self._send(200, {"choices": [{"message": {"content": text}, "finish_reason": reason}]})
+        text, reason, *usage = said if isinstance(said, tuple) else (said, "stop")
+        choices = [{"message": {"content": text}, "finish_reason": reason}]
+        self._send(200, {"choices": choices, **({"usage": usage[0]} if usage else {})})
 
 
 @contextlib.contextmanager
@@ -74,7 +79,11 @@ def serving(reply: Callable[[dict[str, Any]], Any]) -> Iterator[ChatServer]:
 if __name__ == "__main__":
     if "broken" in sys.argv[2]:
         sys.exit("vllm: out of memory")
-    with ChatServer(
-        lambda request: f"{request['model']} {' '.join(sys.argv[1:])}", int(sys.argv[sys.argv.index("--port") + 1])
-    ) as own:
+
+    def reply_or_die(request: dict[str, Any]) -> str:
+        if "poison" in request["messages"][-1]["content"][-1]["text"]:
+            os._exit(9)
+        return f"{request['model']} {' '.join(sys.argv[1:])}"
+
+    with ChatServer(reply_or_die, int(sys.argv[sys.argv.index("--port") + 1])) as own:
         own.serve_forever()

@@ -1,8 +1,10 @@
 """Executors: every item through every stage, failures isolated, memory bounded, a clean end."""
 
 import contextlib
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,15 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from cosmos_predict.curate import progress
+from cosmos_predict.curate import engine, progress
 from cosmos_predict.curate.engine import reason, run
 from cosmos_predict.curate.progress import Progress
+from cosmos_predict.curate.records import Records
 from cosmos_predict.curate.stage import Clip, Stage, Video
+from cosmos_predict.data.video_reader import write_video
 from cosmos_predict.errors import DataError
+from tests.curate.footage import FPS, film
+from tests.curate.running import run_split
 
 LOCAL = ("threads", "inline")  # ray: test_ray.py
 
@@ -178,3 +184,86 @@ def test_table_counts_clips_and_reasons(monkeypatch: pytest.MonkeyPatch, capfd: 
         run(videos(8), stages[:2], table.add, "inline")
     shown = capfd.readouterr().err
     assert "8/8" in shown and "clips: 10 kept, 1 rejected (dropped 1); 1 errors" in shown
+
+
+def test_clips_count_before_their_video_is_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    monkeypatch.setattr(progress, "TICK", 0.01)
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}")
+    with contextlib.closing(Progress(2, "last")) as table:
+        assert str(table).endswith("time left: not known yet")
+
+        class Watch(Mark):
+            def process(self, item: Video) -> None:
+                shown.append(str(table))
+                time.sleep(0.1)  # meanwhile the clock goes on
+
+        shown: list[str] = []
+        stages = [Divide(), Mark("first", drop="3-1", bad="3-2"), Mark("last"), Watch("write", "video")]
+        run(
+            (video for video in videos(4) if video.relative in "3"),
+            stages,
+            table.add,
+            "threads",
+            1,
+            passed=table.passed,
+        )
+    logger.remove(sink)
+    assert shown[0].startswith("videos: 0 of 2; clips: 1 kept, 1 rejected (dropped 1); 0 errors; ")
+    assert "; clips by stage: first 3, last 1; " in shown[0] and shown[0].endswith(" minutes left")
+    assert sum(line.startswith("videos: 0 of 2; clips: 1 kept") for line in lines) >= 2
+    assert lines[-1].startswith("videos: 1 of 2; clips: 1 kept, 1 rejected (dropped 1); 1 errors; ")
+
+
+def test_an_error_that_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "PAUSE", 0.01)
+
+    class Fails(Stage):
+        name = "fails"
+
+        def __init__(self, error: Exception, times: int, **facts: Any) -> None:
+            self.error, self.left, self.tries = error, times, 0
+            vars(self).update(facts)
+
+        def process(self, item: Video) -> None:
+            self.tries, self.left = self.tries + 1, self.left - 1
+            if self.left >= 0:
+                raise self.error
+
+    for error, times, facts, tries, failed in (
+        (ConnectionResetError("reset"), 2, {}, 3, False),
+        (OSError("stale file handle"), 3, {}, 3, True),
+        (OSError("stale file handle"), 1, {"retries": 0}, 1, True),
+        (ConnectionError("asked often enough"), 1, {"models": ["one"], "setup": list, "teardown": list}, 1, True),
+        (FileNotFoundError("gone"), 1, {}, 1, True),
+        (DataError("broken"), 1, {}, 1, True),
+    ):
+        stage, done = Fails(error, times, **facts), list[Video]()
+        run(videos(1), [stage], done.append, "inline")
+        assert (stage.tries, bool(done[0].error)) == (tries, failed), error
+
+
+@pytest.mark.slow
+def test_a_video_that_is_through_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(5):
+        write_video(tmp_path / "in" / f"{index}.mp4", film([60], seed=index), FPS)
+    seen, alive, finish = list[weakref.ref[Any]](), list[int](), Records.finish
+
+    def noted(self: Records, video: Video) -> None:
+        finish(self, video)
+        alive.append(sum(reference() is not None for reference in seen))
+        seen.extend(weakref.ref(thing) for thing in (video, video.footage, *video.clips))
+
+    monkeypatch.setattr(Records, "finish", noted)
+    flags = ["--captioning-algorithm", "template", "--num-frames", "16", "--splitting-algorithm", "content"]
+    flags += ["--transnetv2-min-length-s", "0.5", "--transnetv2-min-length-frames", "16", "--text-encoder", "none"]
+    gc.collect()
+    gc.disable()  # what is in a ring would stay
+    try:
+        for redo in ("none", "all"):
+            run_split(tmp_path / "in", tmp_path / "out", *flags, "--executor", "inline", "--redo", redo)
+    finally:
+        gc.enable()
+    assert len(seen) == 2 * 5 * 3 and max(alive) == 0
+    assert not any(reference() for reference in seen)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +14,12 @@ from safetensors.torch import save_file
 
 from cosmos_predict.curate import aesthetic, media
 from cosmos_predict.curate.filters import AestheticFilter, MotionFilter
-from cosmos_predict.curate.motion import clip_motion, motion_field, motion_scores
+from cosmos_predict.curate.motion import BLOCKS, clip_motion, motion_field, motion_scores
+from cosmos_predict.curate.records import DATASET
 from cosmos_predict.curate.stage import Clip, Video
 from cosmos_predict.data.video_reader import probe, read_frames, write_video
 from cosmos_predict.errors import CheckpointError, ConfigError, DataError
-from tests.curate.running import options_of, run_split
+from tests.curate.running import options_of, run_command, run_split
 
 FPS = 24.0
 
@@ -31,12 +34,12 @@ def big_shot(seed: int, frames: int, *, moving: bool, noise: int = 0) -> np.ndar
     return picture.clip(0, 255).astype(np.uint8)
 
 
-def transcoded(folder: Path, frames: np.ndarray) -> Clip:
-    write_video(folder / "in.mp4", frames, FPS)
+def transcoded(folder: Path, frames: np.ndarray, fps: float = FPS) -> Clip:
+    write_video(folder / "in.mp4", frames, fps)
     footage = media.describe(folder / "in.mp4")
     media.cut(footage, folder / "clip.mp4", 0, len(frames))
     video = Video(str(folder / "in.mp4"), "in.mp4", folder, footage=footage)
-    span = (0.0, len(frames) / FPS)
+    span = (0.0, len(frames) / fps)
     return Clip(video, 0, len(frames), "id", span, path=folder / "clip.mp4", frames=probe(folder / "clip.mp4").frames)
 
 
@@ -94,6 +97,38 @@ def test_fields() -> None:
         motion_scores([])
 
 
+def one_by_one(records: np.ndarray, height: int, width: int) -> np.ndarray:
+    """What `motion_field` says, written down block after block."""
+    field = np.zeros((height, width))
+    for record in records.tolist():
+        w, h, x, y, motion_x, motion_y, scale = *record[1:3], *record[5:7], *record[8:]
+        left, top = x - w // 2, y - h // 2
+        if (w, h) in BLOCKS:
+            length = np.hypot(motion_x, motion_y) / max(scale, 1) / (height + width)
+            field[max(top, 0) : max(top + h, 0), max(left, 0) : max(left + w, 0)] = length
+    return field
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 8])
+def test_fields_of_many_blocks_that_overlap(step: int) -> None:
+    """On the grid of encoders (multiples of 4 or 8 from the middle) and off it, over every border, the last one on top."""
+    generator = np.random.default_rng(step)
+    for height, width in ((70, 45), (64, 64), (33, 129)):
+        rows = generator.integers(-60, 60, (200, 11))
+        rows[:, 1:3] = generator.choice([[8, 8], [16, 16], [16, 8], [8, 16], [4, 4], [8, 4], [32, 32]], 200)
+        corners = step * generator.integers(-30 // step, 150 // step, (200, 2))
+        rows[:, 5:7] = corners + rows[:, 1:3] // 2
+        rows[:, 10] = generator.integers(0, 5, 200)
+        np.testing.assert_array_equal(motion_field(rows, height, width), one_by_one(rows, height, width))
+
+
+def test_a_rate_at_which_every_sample_would_be_a_key_frame(tmp_path: Path) -> None:
+    """32 frames a second, two of them looked at: one of 16, as key frames, which have no vectors."""
+    clip = transcoded(tmp_path, big_shot(4, 96, moving=True), fps=32.0)
+    score = clip_motion(clip.path)
+    assert "error" not in score and 2.5 / (256 + 320) < float(score["global_mean"]) < 12 / (256 + 320)
+
+
 @pytest.mark.parametrize(
     ("height", "width", "beyond"),
     [
@@ -136,6 +171,26 @@ def test_split_counts_what_filters_reject(tmp_path: Path) -> None:
     assert meta["rejected"] == "motion" and meta["motion_score"]["global_mean"] < 0.00098 and not meta["valid"]
 
 
+@pytest.mark.slow
+def test_the_filter_command_decodes_no_footage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor any clip, but for the report's pictures: the footage is gone, the clips are empty files, ffmpeg cannot run."""
+    for seed, moving in ((5, False), (6, True)):
+        write_video(tmp_path / "in" / f"{seed}.mp4", big_shot(seed, 125, moving=moving), FPS)
+    output, flags = tmp_path / "out", ["--motion-filter", "score-only", "--captioning-algorithm", "template"]
+    assert run_split(tmp_path / "in", output, *flags)["num_clips_passed"] == 2
+    shutil.rmtree(tmp_path / "in")
+    for path in (output / "clips").iterdir():
+        path.unlink()  # its window in the dataset is the same file
+        path.touch()
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/bin/false")
+    before = {path.name for path in (output / DATASET / "videos").iterdir()}
+    for mode, rejected, counted in (("enable", 1, "{'motion': 1}"), ("score-only", 0, "{}")):
+        status, out, err = run_command("filter", str(output), "--motion-filter", mode)
+        assert status == 0 and f"num_clips_passed                 {2 - rejected}" in out, err
+        assert f"num_clips_filtered_by            {counted}" in out
+        assert len({path.name for path in (output / DATASET / "videos").iterdir()} & before) == 2 - rejected
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the download command fills it, with a small random CLIP and a random head."""
@@ -143,8 +198,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CLIPVisionConfig(**size, image_size=28, patch_size=14, projection_dim=768)
+    size: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = CLIPVisionConfig(**size, num_attention_heads=2, image_size=28, patch_size=14, projection_dim=768)
     CLIPVisionModelWithProjection(config).save_pretrained(folder / aesthetic.CLIP)
     (folder / aesthetic.HEAD).mkdir(parents=True)
     save_file(aesthetic.AestheticHead().state_dict(), folder / aesthetic.HEAD / "model.safetensors")

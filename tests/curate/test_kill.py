@@ -44,6 +44,23 @@ def test_kill_and_resume_gives_the_same_tree(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_terminated_by_a_scheduler_nobody_is_suspected(tmp_path: Path) -> None:
+    source, in_hand = tmp_path / "in", tmp_path / "out" / ".work" / "in-hand"
+    make_set(source, 4)
+    process = command(source, tmp_path / "out", "--workers", "2", "--text-encoder", "none")
+    deadline = time.monotonic() + 30
+    while len(list(in_hand.rglob("*.json"))) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=5)
+    assert process.returncode == 143 and not list(in_hand.rglob("*.json"))
+    run_split(source, tmp_path / "out")
+    run_split(source, tmp_path / "whole")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_ctrl_c_ends_cleanly_and_resumes(tmp_path: Path) -> None:
     source = tmp_path / "in"
     make_set(source, 4)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -15,7 +17,7 @@ from PIL import Image
 
 from cosmos_predict.curate.records import DATASET
 from cosmos_predict.data.video_reader import probe, write_video
-from tests.curate.footage import FPS, film
+from tests.curate.footage import FPS, film, make_set
 from tests.curate.running import REPOSITORY, finished, run_command, run_split
 
 MEDIA = REPOSITORY.parent / "shared" / "media"
@@ -96,14 +98,19 @@ def test_no_captions_at_all(tmp_path: Path) -> None:
     write_video(tmp_path / "in" / "a.mp4", film([120], seed=1), FPS)
     words = [word for word in RULES if word not in ("--captioning-algorithm", "template")]
     status, _, err = finished(tmp_path / "in", tmp_path / "out", *words, "--text-encoder", "none")
-    assert status == 1 and "failed: a.mp4" in err and "no caption of a.mp4" in err
-    assert "or choose --captioning-algorithm template" in err
-    assert "no caption of a.mp4" in (tmp_path / "out" / "report.html").read_text()
+    assert status == 2 and "Traceback" not in err
+    told = "no captions beside any of 1 videos (NAME.txt, NAME.json, captions.jsonl or captions.csv); choose"
+    assert f"error: {tmp_path / 'in'}: {told} --captioning-algorithm template (from file names), none (" in err
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "metas").mkdir()
+    (tmp_path / "metas" / "a.txt").write_text("Blocks, from the folder beside.")
+    status, _, err = finished(tmp_path / "in", tmp_path / "out", *words, "--text-encoder", "none")
+    assert status == 0, err
 
 
 @pytest.mark.slow
 def test_what_is_made_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real clips beside the repository where they are there, else generated ones."""
+    """The real clips beside the repository where they are there, else its own. Each gives a clip."""
     from cosmos_predict.config.compose import compose
     from cosmos_predict.training.trainer import Trainer
 
@@ -112,11 +119,13 @@ def test_what_is_made_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for place in ("clips/test_clip_10s.mp4", "clips/hiker_tiny.mp4", "driving/1.mp4", "bridge/videos/val/27/rgb.mp4"):
         if (MEDIA / place).is_file():
             shutil.copyfile(MEDIA / place, source / place.replace("/", "_"))
-    if not any(source.iterdir()):
-        write_video(source / "a.mp4", film([140, 130], seed=1), FPS)
+    for path in () if any(source.iterdir()) else sorted((REPOSITORY / "assets/robot_arm/videos").glob("*.mp4"))[:3]:
+        shutil.copyfile(path, source / path.name)
+    count = len([*source.iterdir()])
     status, out, err = finished(source, tmp_path / "out", *RULES, "--text-encoder", "tiny", "--limit-clips", "1")
     assert status == 0, err
-    assert re.search(r"\d+ samples of 16 frames load, 0 do not", out)
+    assert count >= 3 and re.search(rf"num_clips_passed +{count}\n", out) and "num_videos_empty" not in out, out
+    assert f"{count} samples of 16 frames load, 0 do not" in out
     dataset = tmp_path / "out" / DATASET
     assert run_command("check", str(dataset), "--num-frames", "16")[0] == 0
     monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path / "runs"))
@@ -126,6 +135,41 @@ def test_what_is_made_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     trainer.train()
     lines = [json.loads(line) for line in (trainer.folder.root / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) >= 2 and all(line["loss"] > 0 for line in lines if "loss" in line)
+
+
+@pytest.mark.slow
+def test_the_generated_set_from_footage_to_training(tmp_path: Path) -> None:
+    """Eight films with known cuts: each shot a clip, at its frames; then the commands of the guide, as a user types them."""
+    lengths = make_set(tmp_path / "in", 8)
+    shots = sum(map(len, lengths.values()))
+    status, out, err = finished(tmp_path / "in", tmp_path / "out", "--text-encoder", "none")
+    assert status == 0 and re.search(rf"num_clips_passed +{shots}\n", out) and "num_videos_empty" not in out, out + err
+    crop = int(0.5 * FPS)
+    for name, parts in lengths.items():
+        clips = json.loads((tmp_path / "out" / "processed_videos" / f"{name}.json").read_text())["clips"]
+        ends = np.cumsum(parts)
+        found = np.array([clip["frames"] for clip in clips.values()])
+        assert found.shape == (len(parts), 2) and abs(found[:, 0] - crop - (ends - parts)).max() <= 1
+        early = ends - crop - found[:, 1]
+        fades = name.endswith("film_7.mp4") * 12 * (np.arange(len(parts)) == 0)  # frames at the end of its first shot
+        assert (early >= -1).all() and (early <= 1 + fades).all(), (name, found, ends)
+    dataset = tmp_path / "out" / DATASET
+    assert run_command("embed", str(tmp_path / "out"), "--text_encoder", "tiny")[0] == 0
+    status, out, err = run_command("check", str(dataset))
+    assert status == 0 and f"{shots} samples of 93 frames load, 0 do not" in out, err
+    experiment = ["experiment=predict2_video2world_training_2b_video2world_data", "debug=true", "trainer.max_iter=2"]
+    training = subprocess.run(
+        [sys.executable, "-m", "train", "--", *experiment, f"dataloader_train.dataset.dataset_dir={dataset}"],
+        cwd=REPOSITORY,
+        env={**os.environ, "OUTPUT_ROOT": str(tmp_path / "runs")},
+        capture_output=True,
+        text=True,
+    )
+    assert training.returncode == 0, training.stderr
+    assert f"{shots} of {shots} clips usable" in training.stderr and "replaced by another clip" not in training.stderr
+    (log,) = (tmp_path / "runs").rglob("metrics.jsonl")
+    losses = [row["loss"] for row in map(json.loads, log.read_text().splitlines()) if "loss" in row]
+    assert len(losses) == 2 and all(0 < loss < 100 for loss in losses)
 
 
 def test_run_split_with_nothing_but_bad_files(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from PIL import Image
 
 from cosmos_predict.curate import media
 from cosmos_predict.data.video_reader import probe, read_frames, write_video
@@ -73,7 +75,7 @@ def test_other_containers(video: Path, tmp_path: Path, name: str, options: list[
     seekable = media.describe(path).facts["container"].startswith(media.SEEKABLE)
     assert seekable == (path.suffix in (".mp4", ".mkv"))
     if not seekable:
-        path = media.remux(path, tmp_path / "remuxed.mp4")
+        path = media.remux(path, tmp_path / "remuxed")
     assert numbers(cut(path, tmp_path / "clip.mp4", 25, 75)) == list(range(25, 75))
     assert sum(map(len, media.small_frames(path))) == 130
 
@@ -126,7 +128,67 @@ def test_undecodable_is_one_message(video: Path, tmp_path: Path) -> None:
     broken.write_bytes(data)
     with pytest.raises(DataError, match=r"broken\.mp4: ffmpeg could not decode it"):
         list(media.small_frames(broken))
-    with pytest.raises(DataError, match=r"clip\.mp4: ffmpeg failed \(.+\)"):
+    with pytest.raises(DataError, match=r"gone\.mp4: ffmpeg failed \(.+\) while it made clip\.mp4"):
         media.cut(
             media.Footage(tmp_path / "gone.mp4", {"framerate": 24.0}, np.arange(10) / 24), tmp_path / "clip.mp4", 1, 5
         )
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix"), [("mpeg4", ".mp4"), ("huffyuv", ".mkv"), ("ffv1", ".mp4"), ("utvideo", ".mkv")]
+)
+def test_packets_are_copied_to_where_they_fit(video: Path, tmp_path: Path, codec: str, suffix: str) -> None:
+    """An mp4 does not take every codec of an avi; Matroska does."""
+    ffmpeg("-i", str(video), "-c:v", codec, "-q:v", "2", str(tmp_path / "film.avi"))
+    path = media.remux(tmp_path / "film.avi", tmp_path / "remuxed")
+    assert path.name == f"remuxed{suffix}" and media.video_codec(path) == codec
+    assert numbers(cut(path, tmp_path / "clip.mp4", 33, 101)) == list(range(33, 101))
+    with pytest.raises(
+        DataError, match=r"none\.avi: ffmpeg failed .*: neither an mp4 nor an mkv takes what is in it; convert it"
+    ):
+        media.remux(tmp_path / "none.avi", tmp_path / "remuxed")
+
+
+def options(**given: Any) -> dict[str, Any]:
+    chosen = {"transcode_crf": 18, "transcode_encoder": "libx264", "transcode_use_input_video_bit_rate": False}
+    return {**chosen, **given}
+
+
+def test_encoders(video: Path, tmp_path: Path) -> None:
+    import av
+    from av.video.frame import PictureType
+
+    footage, sizes = media.describe(video), dict[str, int]()
+    footage.facts["bit_rate_k"] = 20
+    for name, given in {
+        "x264": {},
+        "openh264": {"transcode_encoder": "libopenh264"},
+        "rated": {"transcode_use_input_video_bit_rate": True},
+        "both": {"transcode_encoder": "libopenh264", "transcode_use_input_video_bit_rate": True},
+    }.items():
+        path = tmp_path / f"{name}.mp4"
+        media.cut(footage, path, 20, 120, **media.encoding(options(**given), footage))
+        assert numbers(read_frames(path, range(100))) == list(range(20, 120))
+        info, sizes[name] = probe(path), path.stat().st_size
+        assert (info.frames, info.fps, info.variable_frame_rate) == (100, FPS, False)
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            frames = [*container.decode(stream)]
+            assert stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p"
+            assert max(np.diff([*(n for n, frame in enumerate(frames) if frame.key_frame), 100])) <= 16
+            if given.get("transcode_encoder") == "libopenh264":  # as published: motion vectors of the past alone
+                assert all(frame.pict_type != PictureType.B for frame in frames)
+    assert sizes["both"] < sizes["openh264"] and sizes["rated"] < sizes["x264"]
+    with pytest.raises(DataError, match=r"\.mp4: ffmpeg failed .* while it made clip\.mp4"):
+        media.cut(footage, tmp_path / "clip.mp4", 0, 9, encoder="no_such_encoder")
+
+
+def test_preview(video: Path, tmp_path: Path) -> None:
+    path = media.preview(video, tmp_path / "p.webp", 24, 100, 2.0, 48)
+    with Image.open(path) as picture:
+        assert picture.size == (80, 48) and getattr(picture, "n_frames", 1) == 7  # every 12th of 76 frames
+        picture.seek(1)
+        picture.load()
+        assert picture.info["timestamp"] == 500
+    with Image.open(media.preview(video, tmp_path / "one.webp", 5, 6, 2.0, 48)) as picture:
+        assert getattr(picture, "n_frames", 1) == 1

@@ -11,7 +11,8 @@ from loguru import logger
 
 from cosmos_predict.cli import curate as cli
 from cosmos_predict.cli.curate import build_parser, read_options
-from cosmos_predict.curate.stages import build_stages, settle
+from cosmos_predict.curate.records import DATASET
+from cosmos_predict.curate.stages import build_stages, settle, why_none
 from cosmos_predict.errors import ConfigError
 from tests.curate.running import REPOSITORY, options_of
 
@@ -50,6 +51,13 @@ PUBLISHED = {
     "api_caption_batch_size": 8,
     "enhance_captions": False,
     "enhance_captions_lm_variant": "qwen_lm",
+    "input_video_list_json_path": "",
+    "no_upload_clips": False,
+    "upload_clip_info_in_chunks": False,
+    "generate_previews": False,
+    "preview_target_fps": 1,
+    "preview_height": 240,
+    "transcode_use_input_video_bit_rate": False,
 }
 
 
@@ -102,6 +110,112 @@ def test_a_file_of_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     assert status("--conf", str(file)) == 2 and not seen  # an abbreviation would be overlooked
     assert status("--config", str(tmp_path / "none.yaml")) == 2
     assert "none.yaml: no YAML file of options" in capsys.readouterr().err
+
+
+def test_a_file_with_what_there_is_not_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "options.yaml"
+    for text, words, message in (
+        (
+            "captionning_algorithm: none",
+            ["split"],
+            "captionning_algorithm: no such option; did you mean 'captioning-algorithm'",
+        ),
+        ("limit: 3\nsimilarty: 1", ["dedup", "out"], "similarty: no such option; did you mean 'similarity'"),
+        (
+            "text_encodr: tiny",
+            ["embed", "out"],
+            "text_encodr: no such option; did you mean 'text-encoder' or 'text_encoder'",
+        ),
+        ("limit 3", ["filter", "out"], "no YAML file of options by name"),
+    ):
+        file.write_text(text)
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*words, "--config", str(file)])
+        err = capsys.readouterr().err
+        assert ended.value.code == 2 and f"--config {file}: {message}" in err.splitlines()[-1], err
+
+
+def test_other_commands_take_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the options of `split` in it those that they have; flags overrule them."""
+    seen: list[argparse.Namespace] = []
+    for name in ("refilter", "embed"):
+        monkeypatch.setattr(cli, name, lambda args: seen.append(args) or 0)
+    file = tmp_path / "options.yaml"
+    file.write_text(
+        "input_video_path: in\noutput_clip_path: out\nclip_re_chunk_size: 3\nworkers: 3\nmotion_filter: enable\n"
+        "motion_global_mean_threshold: 0.1\nmodel_weights_path: weights\ntext_encoder: tiny\n"
+    )
+    for words in (["filter", "out", "--workers", "1"], ["embed", "out", "--text_encoder", "t5"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*words, "--config", str(file)])
+        assert not ended.value.code
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["filter", "out", "--conf", str(file)])  # an abbreviation would be overlooked
+    assert ended.value.code == 2
+    judged, embedded = seen
+    assert (judged.workers, judged.motion_filter, judged.motion_global_mean_threshold) == (1, "enable", 0.1)
+    assert "captioning_algorithm" not in judged and not hasattr(judged, "limit")
+    assert (embedded.model_weights_path, embedded.text_encoder) == ("weights", "t5")
+
+
+def test_embed_takes_t5_from_the_folder_of_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / DATASET / "metas").mkdir(parents=True)
+    (tmp_path / "out" / DATASET / "metas" / "a.txt").write_text("A caption.")
+    words = ["embed", str(tmp_path / "out"), "--model-weights-path", str(tmp_path / "weights")]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    err = capsys.readouterr().err
+    assert (
+        ended.value.code == 2 and f"--model-weights-path {tmp_path}/weights: no google-t5/t5-11b in it; python" in err
+    )
+    folder = tmp_path / "weights" / "google-t5" / "t5-11b"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "t5"}')
+    sources: list[str] = []
+    monkeypatch.setattr(
+        "cosmos_predict.text_encoders.build.build_text_encoder", lambda source, **_: sources.append(source)
+    )
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert sources == [str(folder)]
+
+
+def test_help_is_of_a_size_to_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """At most 45 options in groups; the others, with all of them, on request."""
+    shown: dict[str, set[str]] = {}
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["split", flag])
+        shown[flag] = set(re.findall(r"^  --([a-z0-9-]+)", text := capsys.readouterr().out, re.MULTILINE))
+        assert ended.value.code == 0 and all(f"\n{group}:\n" in text for group in read_options())
+    own = {name for group in read_options().values() for name in group}
+    assert len(shown["--help"] & own) <= 45 and own <= shown["--help-all"]
+    advanced = {
+        name for group in read_options().values() for name, row in group.items() if row[2:] and "advanced" in row[2]
+    }
+    assert shown["--help-all"] - shown["--help"] == advanced
+    assert options_of("--accept-truncated")["accept_truncated"]  # hidden ones are there all the same
+
+
+@pytest.mark.parametrize(
+    ("lengths", "flags", "message"),
+    [
+        ([60], "", "1 shot of 60 frames, 12 cropped off both ends (--transnetv2-crop-s 0.5), 36 are left; a clip needs "
+         "94 (--num-frames 93, and one to spare)"),
+        ([60, 40], "--transnetv2-crop-s 0 --transnetv2-min-length-frames 120",
+         "2 shots, the longest of 60 frames; a clip needs 120 (--transnetv2-min-length-frames 120)"),
+        ([500], "--num-frames 16 --transnetv2-crop-s 0 --transnetv2-max-length-s 3 --transnetv2-min-length-s 5",
+         "1 shot of 500 frames, cut to 72 (--transnetv2-max-length-s 3.0); a clip needs 120 "
+         "(--transnetv2-min-length-s 5.0)"),
+        ([48], "--splitting-algorithm fixed-stride --fixed-stride-split-duration 2 --fixed-stride-min-clip-length-s 4",
+         "1 shot of 48 frames, by --fixed-stride-split-duration 2; a clip needs 96 "
+         "(--fixed-stride-min-clip-length-s 4.0)"),
+    ],
+)  # fmt: skip
+def test_why_there_is_no_clip(lengths: list[int], flags: str, message: str) -> None:
+    assert why_none([(0, length) for length in lengths], 24.0, options_of(*flags.split())) == message
 
 
 @pytest.mark.parametrize("flag", ["--limit=-1", "--limit-clips=-1", "--captioning-window-size=0", "--max-attempts=0"])

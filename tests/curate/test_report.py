@@ -10,11 +10,16 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from cosmos_predict.curate.listing import Inputs
 from cosmos_predict.curate.records import Records
 from cosmos_predict.curate.report import SHOWN, _histogram, _numbers, _spread, write_report
+from cosmos_predict.curate.summary import present, summarise
+from cosmos_predict.errors import CorruptFileError
 from tests.curate.footage import make_set
 from tests.curate.running import run_command, run_split
 
@@ -99,7 +104,7 @@ def test_page_holds_the_figures_of_the_records(reported: Path) -> None:
     assert len(page.images) == 7
     for image in page.images:
         with Image.open(io.BytesIO(base64.b64decode(image.partition(",")[2]))) as picture:
-            assert picture.size == (240, 144) and picture.convert("L").getextrema()[1] > 50
+            assert picture.size == (240, 144) and np.asarray(picture.convert("L")).max() > 50
     before = (reported / "out" / "report.html").read_bytes()
     (reported / "out" / "report.html").unlink()
     status, out, _ = run_command("report", str(reported / "out"))
@@ -147,19 +152,84 @@ def test_a_failed_video_keeps_no_clip(tmp_path: Path) -> None:
     records = Records(tmp_path, {})
     for name, error in (("good.mp4", {}), ("bad.mp4", failure)):
         facts = {"video": name, "video_uuid": "id", "num_total_clips": 1, "num_clip_chunks": 1, "attempts": 1}
+        facts |= {"was_remuxed": True, "duration": 5.0, "input": [7, 0]}
         status = "failed" if error else "done"
         record = {**facts, "status": status, "error": error, "clips": {name: clip}, "options": {}, "outputs": []}
         records.output.write(f"processed_videos/{name}.json", json.dumps(record))
-    summary = records.summarise()
+    summary = summarise(records)
     assert summary["num_clips_passed"] == 1 and summary["total_clip_duration"] == 4.0 and not summary["bare"]
     assert summary["errors"] == {"bad.mp4": "write: disk full"}
     write_report(records)
     facts = Page((tmp_path / "report.html").read_text()).texts["facts"]
     assert "1clips kept" in facts and "1problems" in facts
     for names, errors, bare in (((), 0, False), (("good.mp4",), 0, False), (("bad.mp4",), 1, True)):
-        found = records.summarise(names)
+        found = summarise(records, names)
         assert (len(found["errors"]), found["bare"]) == (errors, bare) and found["num_clips_passed"] == 1
-    assert json.loads((tmp_path / "summary.json").read_text())["errors"] == summary["errors"]  # of all, there
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert written["errors"] == summary["errors"]  # of all, there
+    assert written["bad.mp4"] == {"source_video": "bad.mp4", "processed": False}
+    names = ("num_input_videos", "num_processed_videos", "num_remuxed_videos", "total_video_bytes", "max_clip_duration")
+    assert [written[name] for name in names] == [2, 1, 1, 7, 4.0]
+
+
+def test_what_a_model_found_and_what_repeats_is_named(tmp_path: Path) -> None:
+    """Under each picture, and counted: by clips, however many windows show a fault."""
+    records, clips = Records(tmp_path, {}), dict[str, dict[str, Any]]()
+    for name, rejected, windows in (
+        ("a", "qwen_semantic", [["slideshow", "fast <zoom>"], ["slideshow"]]),
+        ("b", "qwen_semantic", [["slideshow"], []]),
+        ("c", "qwen_semantic", [None, None]),
+        ("d", "duplicate", []),
+        ("e", "", [["rotated view"], [], []]),
+        ("f", "", [[], []]),
+    ):
+        notes = [
+            {"errors": ["malformed_model_output"]} if w is None else {"qwen_rejection_reasons": w} for w in windows
+        ]
+        scores: dict[str, Any] = {"filtered_windows": notes}
+        scores |= {"duplicate_of": "f", "duplicate_similarity": 0.99} if name == "d" else {}
+        clips[name] = {"duration": 4.0, "rejected": rejected, "error": {}, "scores": scores}
+    record = {
+        "video": "a.mp4",
+        "status": "done",
+        "error": {},
+        "clips": clips,
+        "options": {},
+        "outputs": [],
+        "attempts": 0,
+    }
+    records.output.write("processed_videos/a.mp4.json", json.dumps(record))
+    write_report(records)
+    text = Page((tmp_path / "report.html").read_text()).texts
+    assert "qwen_semantic: 3slideshow: 2, fast <zoom>: 1, no readable answer: 1a.mp4" in text["rejected"]
+    for line in ("seen: slideshow, fast <zoom>", "seen: slideshow", "seen: no readable answer", "repeats f"):
+        assert line in text["rejected"]
+    assert "seen: rotated view" in text["kept"] and text["kept"].count("seen: ") == 1
+    assert "rotated view: 1" in "".join(text.values())
+
+
+def test_a_chunk_record_that_is_none_is_named(tmp_path: Path) -> None:
+    records = Records(tmp_path, {})
+    record = {"video": "a.mp4", "status": "empty", "error": {}, "clips": {}}
+    records.output.write("processed_videos/a.mp4.json", json.dumps(record))
+    records.output.write("processed_clip_chunks/a.mp4_0.json", "{")
+    with pytest.raises(CorruptFileError, match=r"a\.mp4_0\.json: not a chunk record .*remove it"):
+        summarise(records)
+
+
+def test_what_is_not_processed_stays_known(tmp_path: Path) -> None:
+    records, ignored = Records(tmp_path, {}), {f"file_{index}": "no video" for index in range(3)}
+    summarise(records, (), Inputs({"a.mp4": "/in/a.mp4"}, ignored=ignored, num_ignored=500))
+    before = (tmp_path / "summary.json").read_bytes()
+    summarise(records)
+    assert (tmp_path / "summary.json").read_bytes() == before
+    assert present(records) == Inputs({"a.mp4": "/in/a.mp4"}, ignored=ignored, num_ignored=500)
+    write_report(records)
+    text = Page((tmp_path / "report.html").read_text()).texts["ignored"]
+    assert "file_2" in text and "and 497 more" in text
+    for content in ("{", "[]", '{"ignored_files": 3}'):
+        (tmp_path / "summary.json").write_text(content)
+        assert present(records) == Inputs()
 
 
 def test_parts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import numpy as np
 import pytest
 
 from cosmos_predict.curate.dedup import dedup, frame_features, repeats
+from cosmos_predict.curate.filters import Filter
 from cosmos_predict.curate.own import fingerprint
 from cosmos_predict.curate.records import DATASET, Records
-from cosmos_predict.curate.revise import REVISION, recaption, refilter
+from cosmos_predict.curate.revise import REVISION, Judge, recaption, refilter
+from cosmos_predict.curate.stage import Clip, Video
+from cosmos_predict.curate.stages import build_stages
 from cosmos_predict.curate.storage import Store
 from cosmos_predict.data.video_reader import read_frames, write_video
 from cosmos_predict.errors import ConfigError, CorruptFileError, DataError
@@ -35,6 +39,9 @@ class First(Stage):
         item.scores["first_frame"] = float(item.start)
         self.decide(item)
 '''
+
+
+FILTERED = ["--motion-filter", "enable", "--aesthetic-threshold", "3.5"]
 
 
 def own(folder: Path, least: float) -> str:
@@ -117,6 +124,49 @@ def test_a_failure_leaves_a_video_as_it_was(curated: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_filter_goes_by_scores_that_are_there(curated: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(curated / "out", output)
+    before = tree(output)
+    refilter(Store(output), run_options(), {"motion_global_mean_threshold": 0.1})
+    record = json.loads((output / "processed_videos" / "long.mp4.json").read_text())
+    assert record["limits"] == {"first_frame": -1}  # of a stage that is not given now
+    assert "limit -1: 0 below" in (output / "report.html").read_text()
+    refilter(Store(output), run_options(), {"motion_global_mean_threshold": 0.00098})
+    assert tree(output) == before
+    own(tmp_path, 5)
+    (tmp_path / "own.py").write_text((tmp_path / "own.py").read_text().replace("first", "other"))
+    for flags, lacking in (
+        (["--motion-filter", "enable"], "6 clips have no motion_score"),
+        (["--motion-filter", "score-only"], "6 clips have no motion_score"),
+        (["--aesthetic-threshold", "3.5"], "6 clips have no aesthetic_score"),
+        (["--vlm-filter", "enable"], "6 clips have no filtered_windows"),
+        (["--stage", f"{tmp_path / 'own.py'}:First"], "6 clips have no other_frame"),
+    ):
+        status, _, err = run_command("filter", str(output), *flags)
+        assert status == 2 and f"{output}: {lacking}, and filter goes by recorded scores alone" in err, err
+        assert f"curate.py split ... {' '.join(flags)} --redo changed makes them" in err and "Traceback" not in err
+    for flag, value in (("aesthetic-reduction", "mean"), ("vlm-filter-categories", "cats")):  # they make other scores
+        status, _, err = run_command("filter", str(output), f"--{flag}", value)
+        assert status == 2 and f"unrecognized arguments: --{flag} {value}" in err
+    assert tree(output) == before
+
+
+def test_only_clips_that_come_to_a_filter_need_its_score() -> None:
+    judge = Judge([stage for stage in build_stages(options_of(*FILTERED)) if isinstance(stage, Filter)])
+    video = Video("/in/a.mp4", "a.mp4", Path("scratch"))
+    video.clips = [Clip(video, 0, 1, str(number), (0.0, 1.0)) for number in range(5)]
+    still, moving, failed, short, old = video.clips
+    still.scores = {"motion_score": {"global_mean": 0.0, "per_patch_min_256": 0.0}}
+    failed.error, short.rejected, short.rejected_by = {"stage": "motion"}, "too short", "transcode"
+    moving.scores = {"motion_score": {"global_mean": 1.0, "per_patch_min_256": 1.0}, "aesthetic_score": 1.0}
+    old.scores = {"motion_score": {"global_mean": 1.0, "per_patch_min_256": 1.0}}
+    judge.process(video)
+    assert [clip.rejected for clip in video.clips] == ["motion", "aesthetic", "", "too short", ""]
+    assert judge.unanswered() == ["1 clips have no aesthetic_score"]  # it came back: motion's limit was another one
+
+
+@pytest.mark.slow
 def test_edited_captions_stay(curated: Path, tmp_path: Path) -> None:
     output, store = tmp_path / "out", Store(tmp_path / "out")
     shutil.copytree(curated / "out", output)
@@ -132,20 +182,33 @@ def test_edited_captions_stay(curated: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_shard_works_meanwhile_and_crashes_stay_known(curated: Path, tmp_path: Path) -> None:
+def test_no_shard_works_meanwhile_and_what_died_stays_known(curated: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     shutil.copytree(curated / "out", output)
     for shard in ("1/1", "2/3", REVISION):
         with (
-            Records(output, {}, shard).lock([]),
+            Records(output, {}, shard).lock(),
             pytest.raises(ConfigError, match="another process works on it; wait"),
         ):
             refilter(Store(output), run_options(), {})
-    crashed = output / ".work" / "shard-2-3" / "some video"
-    crashed.mkdir(parents=True)
-    (output / ".work" / "shard-2-3.crash").write_text("Segmentation fault")
+    meanwhile = r"another process \(filter, caption, dedup\) works on it; wait until that has ended"
+    other = ["--work-dir", str(tmp_path / "elsewhere")]  # where the locks are not
+    with Records(output, {}, REVISION, tmp_path / "scratch").lock_all():
+        with pytest.raises(ConfigError, match="another process works on it; wait"):
+            refilter(Store(output), run_options(*other), {})
+        with pytest.raises(ConfigError, match=meanwhile):
+            run_split(curated / "in", output, "--shard", "4/7", *other)  # that never ran before
+        status, _, err = run_command("embed", str(output), "--text_encoder", "tiny")
+        assert status == 2 and re.search(meanwhile, err) and "Traceback" not in err
+    with Records(output, {}).share(), Records(output, {}, "1/2").lock():  # embed, and a shard
+        pass
+    dead = output / ".work" / "in-hand" / "some.mp4.json"
+    dead.parent.mkdir(parents=True, exist_ok=True)
+    dead.write_text("{}")
     refilter(Store(output), run_options(), {})
-    assert crashed.is_dir() and (output / ".work" / "shard-2-3.crash").read_text() == "Segmentation fault"
+    assert dead.read_text() == "{}"
+    status, _, _ = run_command("embed", str(tmp_path / "nowhere"))
+    assert status == 2 and not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.slow

@@ -24,17 +24,17 @@ from cosmos_predict.curate.media import Footage
 from cosmos_predict.curate.records import DATASET
 from cosmos_predict.curate.spans import caption_windows, shown_frames, shown_size
 from cosmos_predict.curate.stage import Clip, Video, Window
-from cosmos_predict.curate.stages import Caption
+from cosmos_predict.curate.stages import Caption, build_stages
 from cosmos_predict.curate.vlm import Endpoint, Local, Model, Server, build_model, final_answer, watch, yes_or_no
 from cosmos_predict.data.video_reader import probe, write_video
-from cosmos_predict.errors import ConfigError, DataError, MissingDependencyError
+from cosmos_predict.errors import ConfigError, DataError, MissingDependencyError, UnavailableError
 from tests.curate.chat_server import serving
 from tests.curate.footage import FPS, film, numbers
 from tests.curate.running import REPOSITORY, options_of, run_split
 
 
 def ask(model: Model, prompt: str, frames: Any = None, fps: float = 2.0, system: str = "", tokens: int = 8192) -> Any:
-    return model.answer(prompt, frames, fps, system, tokens)
+    return model.answer(prompt, frames, fps, system, tokens)[:2]
 
 
 FRAMES = np.arange(4 * 28 * 56 * 3, dtype=np.uint8).reshape(4, 28, 56, 3)
@@ -269,8 +269,50 @@ def test_vllm_is_started_shared_and_ended(vllm: Path, tmp_path: Path) -> None:
     assert process.poll() is not None
     (tmp_path / "broken").mkdir()
     broken = Server(tmp_path / "broken")
-    with pytest.raises(RuntimeError, match=r"vllm serve .*broken ended with status 1: .*out of memory"):
+    with pytest.raises(UnavailableError, match=r"vllm serve .*broken ended with status 1: .*out of memory"):
         broken.open()
+
+
+@pytest.mark.parametrize(
+    ("seen", "gpus", "expected"),
+    [
+        ("", "1", [("0.42", ""), ("0.42", "")]),  # one GPU, or none that is known
+        ("3", "1", [("0.42", "3"), ("0.42", "3")]),
+        ("4,5,6", "1", [("0.85", "4"), ("0.85", "5")]),
+        ("0,1,2,3", "2", [("0.85", "0,1"), ("0.85", "2,3")]),
+        ("0,1,2", "2", [("0.42", "0,1,2"), ("0.42", "0,1,2")]),
+    ],
+)
+def test_two_models_share_the_gpus(
+    vllm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: str, gpus: str, expected: list[tuple[str, str]]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    vllm.write_text(vllm.read_text().replace("exec", f'echo "$CUDA_VISIBLE_DEVICES $@" >> {tmp_path}/starts\nexec'))
+    flags = ["--captioning-algorithm", "cosmos_r1", "--qwen-filter", "enable", "--model-weights-path", str(tmp_path)]
+    *_, semantic, caption = build_stages(options_of(*flags, "--qwen-num-gpus-per-worker", gpus))
+    (tmp_path / "Qwen" / "Qwen2.5-VL-7B-Instruct").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="Cosmos-Reason1-7B: no weights there"):
+        semantic.setup()  # though its own are there
+    assert not (tmp_path / "starts").exists()
+    (tmp_path / "nvidia" / "Cosmos-Reason1-7B").mkdir(parents=True)
+    for stage in (semantic, caption):
+        stage.setup()
+    for stage in (semantic, caption):
+        stage.teardown()
+    lines = (tmp_path / "starts").read_text().splitlines()
+    started = [(line.partition("utilization ")[2].split()[0], line.partition(" serve")[0]) for line in lines]
+    assert started == expected
+
+
+def test_a_model_alone_has_the_gpu(vllm: Path, tmp_path: Path) -> None:
+    flags = ["--captioning-algorithm", "qwen", "--qwen-filter", "enable", "--model-weights-path", str(tmp_path)]
+    *_, semantic, caption = build_stages(options_of(*flags))
+    (server,) = caption.models
+    assert isinstance(server, Server) and [server] == semantic.models == server.together
+    (tmp_path / "Qwen" / "Qwen2.5-VL-7B-Instruct").mkdir(parents=True)
+    server.open()
+    assert "--gpu-memory-utilization 0.85 " in ask(server, "Hello?")[0]
+    server.close()
 
 
 def test_vllm_ends_with_the_run_that_started_it(vllm: Path, tmp_path: Path) -> None:

@@ -42,6 +42,13 @@ def test_the_temporary_path_has_the_targets_name_and_file_system(tmp_path: Path)
         assert list(tmp_path.glob("*.mp4")) == []  # a reader that lists the folder sees no half file
 
 
+def test_staged_elsewhere_nothing_is_left_beside_the_target(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "out" / "clip.mp4", tmp_path / "work" / "new") as temporary:
+        assert temporary.parent.parent == tmp_path / "work" / "new" and not os.listdir(tmp_path / "out")
+        temporary.write_bytes(b"x")
+    assert os.listdir(tmp_path / "out") == ["clip.mp4"] and not os.listdir(tmp_path / "work" / "new")
+
+
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"")
     atomic_write_bytes(tmp_path / "atomic", b"")
