@@ -68,7 +68,10 @@ def _cause(found: Mapping[str, Shape], expected: Mapping[str, Shape], accounting
     if wrong and len(widths) == 2:
         return f"another size: the file is {found[PATCH_WEIGHT][0]} wide, the network {expected[PATCH_WEIGHT][0]}"
     if missing and not unexpected and not any(_CORE.match(name) for name in missing):
-        return f"the file is a base without {_modules(missing)}; a bigger network starts from a base through grow_from_base"
+        return (
+            f"the file is a base without {_modules(missing)}; a bigger network starts from a base through grow_from_base, "
+            "as training does of itself with model.config.train_architecture=base (LoRA could not train new parts)"
+        )
     if missing and not unexpected:
         return "the file is incomplete: it was cut, or one shard of several"
     if unexpected and not missing:
@@ -80,8 +83,10 @@ def _channel_cause(columns_found: int, columns_expected: int) -> str:
     more, base = (columns_expected - columns_found), "the file" if columns_expected > columns_found else "the network"
     channels = f"{abs(more)} patch columns ({abs(more) // 4} input channels at patch 1x2x2)"
     return (
-        f"{base} takes {channels} less: another task of the same network. To start a bigger network from a base use "
-        "grow_from_base (grow_patch_weight moves the columns by channel name)"
+        f"{base} takes {channels} less: another task of the same network. In training name a base of this task with "
+        "model.config.model_manager_config.dit_path=FILE, or train the file's own network: its experiment (--list) or "
+        "model=NAME. An experiment with controls (actions, views) grows from such a base of itself; checkpoint.strict_resume="
+        "false loads all that fits and starts the rest new. In Python: grow_from_base moves the columns by channel name"
     )
 
 

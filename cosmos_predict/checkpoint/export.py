@@ -50,12 +50,13 @@ def export_adapters(
 ) -> None:
     """Write the adapters of `iteration` in PEFT's format, in the dtype they have.
 
-    net: the adapted network; weights, ema: trained tensors by full name (`net.*`); identity: names `base` and `base_hash`.
+    net: the adapted network; weights, ema: trained tensors by full name (`net.*`); identity: `base`, `base_hash` and `made_for`.
     """
     for part, tensors in (("reg", weights), ("ema", ema)):
         if tensors is not None:
             tensors = {name.removeprefix("net."): tensor for name, tensor in tensors.items()}
-            adapter = network_adapter(net, tensors=tensors, base=identity["base"], base_hash=identity["base_hash"])
+            base, mark, kind = (identity.get(name) for name in ("base", "base_hash", "made_for"))
+            adapter = network_adapter(net, tensors=tensors, base=base, base_hash=mark, made_for=kind)
             write_adapter(adapter, folder.adapters(iteration)[part])
     atomic_write_text(folder.checkpoints / "latest_checkpoint.txt", f"iter_{iteration:09d}_lora\n")
 

@@ -70,6 +70,7 @@ def load_network(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     config: DiTConfig | None = None,
+    lora_alpha: float | None = None,
 ) -> DiT:
     """Return the network of a published file (`.pt`, `.safetensors`, a sharded folder, diffusers' `transformer` folder).
 
@@ -79,6 +80,7 @@ def load_network(
         device: where the weights go; "meta" only checks names and shapes.
         dtype: of the weights; None keeps the file's.
         config: for a network that shapes do not determine (`recognise` says what is missing).
+        lora_alpha: of adapters inside the file, which stores none; None is their rank, as published.
 
     Memory is the model and one tensor more. Raises CheckpointError (with a table of what does not fit), and what
     `io.tensors.TensorFile` raises.
@@ -94,7 +96,7 @@ def load_network(
             dtype = file.dtype(selection.network[PATCH_WEIGHT]) if PATCH_WEIGHT in shapes else torch.bfloat16
         net = build_dit(config, device="meta", dtype=dtype)
         if any(".lora_A." in name for name in shapes):
-            _inject_lora(net, shapes)
+            _inject_lora(net, shapes, lora_alpha)
         load_state(net, file, ema=ema, device=device)
     return net
 
@@ -193,15 +195,15 @@ def _log(recognised: Recognised, config: DiTConfig, path: object) -> None:
     logger.info("{}: {}, dialect {}{}", path, what, recognised.dialect, f"; {note}" if note else "")
 
 
-def _inject_lora(net: DiT, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _inject_lora(net: DiT, shapes: Mapping[str, tuple[int, ...]], alpha: float | None) -> None:
     """Put adapters where a file in the published in-file form has them. It stores no alpha; published: alpha = rank."""
     ranks: dict[tuple[str, int], list[str]] = {}
     for name, shape in shapes.items():
         if match := re.fullmatch(r"(.+)\.lora_A\.(\w+)\.weight", name):
             ranks.setdefault((match[2], shape[0]), []).append(match[1])
     for (adapter, rank), modules in ranks.items():
-        inject_lora(net, rank=rank, targets=modules, adapter=adapter)
-        logger.info("LoRA adapter {!r}: rank {} on {} layers, alpha = rank, as published", adapter, rank, len(modules))
+        inject_lora(net, rank=rank, alpha=alpha, targets=modules, adapter=adapter)
+        logger.info("LoRA adapter {!r}: rank {} on {} layers, alpha {:g}", adapter, rank, len(modules), alpha or rank)
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from cosmos_predict.networks.lora import lora_layers
 from cosmos_predict.parallel.shards import whole
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+MADE_FOR = "cosmos_network"  # in peft's `auto_mapping`, since it warns of keys that it does not know
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 _DIFFUSERS_METADATA = "lora_adapter_metadata"
 _PEFT_PREFIX = "base_model.model."
@@ -43,7 +44,7 @@ class Adapter:
     """One adapter, its matrices unread.
 
     layers: native module -> (A (rank, in), B (out, rank)); alpha: per module; where: what it is read from; base, base_hash:
-    name and hash of the weights that it belongs to, where known.
+    name and hash of the weights that it belongs to, made_for: family and task of its network, where known.
     """
 
     layers: dict[str, tuple[Entry, Entry]]
@@ -51,6 +52,7 @@ class Adapter:
     where: str
     base: str | None = None
     base_hash: str | None = None
+    made_for: str | None = None
 
     def rank(self, module: str) -> int:
         return self.layers[module][0].shape[0]
@@ -71,6 +73,7 @@ def network_adapter(
     tensors: Mapping[str, Entry] | None = None,
     base: str | None = None,
     base_hash: str | None = None,
+    made_for: str | None = None,
 ) -> Adapter:
     """Return an adapter of `network`; sharded matrices are gathered when they are asked for, by all ranks together.
 
@@ -86,7 +89,7 @@ def network_adapter(
         layers[module], alpha[module] = (pair[0], pair[1]), layer.alpha[adapter]
     if not layers:
         raise ConfigError(f"the network has no LoRA adapter {adapter!r}")
-    return Adapter(layers, alpha, "the network", base, base_hash)
+    return Adapter(layers, alpha, "the network", base, base_hash, made_for)
 
 
 def read_adapter(path: str | os.PathLike[str] | TensorFile, *, ema: bool = False) -> Adapter:
@@ -124,7 +127,8 @@ def read_adapter(path: str | os.PathLike[str] | TensorFile, *, ema: bool = False
         fitting = (value for pattern, value in patterns.items() if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module))
         value = float(next(fitting, said.get("lora_alpha", rank)))
         alpha[module] = value * math.sqrt(rank) if said.get("use_rslora") else value
-    return Adapter(layers, alpha, str(where), said.get("base_model_name_or_path"), said.get("revision"))
+    made_for = (said.get("auto_mapping") or {}).get(MADE_FOR)
+    return Adapter(layers, alpha, str(where), said.get("base_model_name_or_path"), said.get("revision"), made_for)
 
 
 def write_adapter(
@@ -234,4 +238,5 @@ def _peft_config(adapter: Adapter) -> dict[str, Any]:
         "use_dora": False,
         "inference_mode": True,
         "task_type": None,
+        "auto_mapping": {MADE_FOR: adapter.made_for} if adapter.made_for else None,
     }

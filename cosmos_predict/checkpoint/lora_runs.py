@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from cosmos_predict.checkpoint.lora_forms import CONFIG_FILE, DIFFUSERS_FILE, WEIGHTS_FILE, Adapter, read_adapter
+from cosmos_predict.checkpoint.recognise import task_of
 from cosmos_predict.checkpoint.run_folder import find_run_folder
 from cosmos_predict.checkpoint.run_state import describe
 from cosmos_predict.errors import CheckpointError, ConfigError
-from cosmos_predict.models.config import ModelConfig
+from cosmos_predict.models.config import ModelConfig, PipeConfig
 from cosmos_predict.networks.lora import adapted_layer, linear_layers, lora_layers, nearest_layers
 from cosmos_predict.parallel.mesh import Mesh
 from cosmos_predict.parallel.shards import whole
@@ -47,7 +48,8 @@ def weights_hash(weights: Mapping[str, Tensor]) -> str:
 
 
 def lora_identity(net: nn.Module, options: ModelConfig, base: Path | None, mesh: Mesh) -> dict[str, Any]:
-    """Return what the index says of a LoRA run: `base` (None: random, made from the seed) and `base_hash`, `rank`, `alpha`.
+    """Return what the index says of a LoRA run: `base` (None: random, made from the seed) and `base_hash`, `rank`, `alpha`,
+    and `made_for`, family and task.
 
     net: the base as it is filled, without adapters. Every rank must call this.
     """
@@ -57,7 +59,14 @@ def lora_identity(net: nn.Module, options: ModelConfig, base: Path | None, mesh:
         ema = options.model_manager_config.load_ema
         digest = mesh.from_main(file_hash(base, ema) if mesh.is_main else "")
     name = None if base is None else str(base)
-    return {"base": name, "base_hash": digest, "rank": options.lora_rank, "alpha": float(options.lora_alpha)}
+    about = {"base": name, "base_hash": digest, "made_for": network_kind(options.pipe_config)}
+    return {**about, "rank": options.lora_rank, "alpha": float(options.lora_alpha)}
+
+
+def network_kind(pipe: PipeConfig) -> str | None:
+    """Return family and task of a network, such as "predict2 video2world"."""
+    kind = None if pipe.net is None else f"{pipe.family} {task_of(vars(pipe.net))}"
+    return "predict2 text2image" if kind == "predict2 text2world" else kind  # its only one without given frames
 
 
 def check_same_adapters(saved: Mapping[str, Any] | None, present: Mapping[str, Any] | None, folder: object) -> None:

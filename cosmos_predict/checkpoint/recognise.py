@@ -53,9 +53,9 @@ class Recognised:
         """Return `config`; raises CheckpointError naming the fields that must be given."""
         if self.config is None:
             raise CheckpointError(
-                f"{where}: a {self.family} network of {self.fields['model_channels']} channels and {self.fields['num_blocks']} "
-                f"blocks is no published size, and its tensors do not show {', '.join(UNSEEN_FIELDS)}. "
-                "Give its configuration (config=..., or the run folder with its config.yaml)"
+                f"{where}: a network of {self.fields['model_channels']} channels and {self.fields['num_blocks']} blocks is no "
+                f"published size, and its tensors do not show {', '.join(UNSEEN_FIELDS)}. Give its configuration: "
+                "--config RUN/config.yaml, or the run folder, which has it (config=... in Python)"
             )
         return self.config
 
@@ -88,7 +88,7 @@ def recognise(source: Mapping[str, Shape] | TensorFile | str | os.PathLike[str],
         if _signature(name) == (fields["num_blocks"], outer):
             told = (published.family, published.size, published.task, dialect, published.config())
             return Recognised(name, *told, fields)
-    relative, task = _relative(fields, family), _task(fields)
+    relative, task = _relative(fields, family), task_of(fields)
     if relative is None:
         return Recognised(None, family, _billions(native), task, dialect, None, fields, assumed)
     base = PUBLISHED[relative].config()
@@ -191,7 +191,8 @@ def _family(fields: Mapping[str, Any], shapes: Mapping[str, Shape], dialect: str
     return "predict2.5" if fields["crossattn_proj_in_channels"] else "predict2"
 
 
-def _task(fields: Mapping[str, Any]) -> str:
+def task_of(fields: Mapping[str, Any]) -> str:
+    """Return the task, as in the published names, that `input_channels` and `controls` of a network's fields make up."""
     names = {name for name, _ in fields["input_channels"]}
     task = "video2world" if "cond_mask" in names else "text2world"
     if "view" in names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import shlex
 import sys
 import time
@@ -16,22 +17,25 @@ from loguru import logger
 from PIL import Image
 from tqdm import tqdm
 
-from cosmos_predict.checkpoint.lora_runs import file_hash
+from cosmos_predict.checkpoint.lora_forms import read_adapter
+from cosmos_predict.checkpoint.lora_runs import adapter_folder, file_hash
 from cosmos_predict.cli import predict1
-from cosmos_predict.cli.generation import SWITCHES
+from cosmos_predict.cli.generation import PREDICT1_NAMES, SWITCHES
 from cosmos_predict.cli.program import configure_logging
 from cosmos_predict.data.transforms import RESOLUTION_BUCKETS
 from cosmos_predict.data.video_reader import write_video
 from cosmos_predict.errors import ConfigError, DataError
 from cosmos_predict.io.atomic import atomic_path, atomic_write_text
+from cosmos_predict.io.embedding_index import encoder_name
 from cosmos_predict.models.sampling import SAMPLERS, SamplerSettings
 from cosmos_predict.parallel.activation import compile_blocks
-from cosmos_predict.parallel.context_parallel import apply_context_parallel, check_context_parallel
+from cosmos_predict.parallel.context_parallel import apply_context_parallel
 from cosmos_predict.pipelines import requests, video2world
-from cosmos_predict.pipelines.load import Checkpoint, read_checkpoint
-from cosmos_predict.pipelines.processes import Processes, join_processes
-from cosmos_predict.pipelines.prompts import NEGATIVE_PROMPT, encode_prompts, read_prompt
+from cosmos_predict.pipelines.load import Checkpoint, content_hash, read_checkpoint
+from cosmos_predict.pipelines.processes import Processes, check_division, join_processes
+from cosmos_predict.pipelines.prompts import NEGATIVE_PROMPT, encode_prompts, encoder_mark, read_prompt
 from cosmos_predict.pipelines.video2world import Clip
+from cosmos_predict.tokenizers.load import TOKENIZERS
 
 # Options of one start of the program, not of what it makes, or that others hold the outcome of.
 PASSING = ("command", "verbose", "from_sidecar", "batch_input_json", "benchmark", "given", "family", "cp_size")
@@ -44,18 +48,21 @@ def use_sidecar(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     content = requests.read_sidecar(args.from_sidecar)
     if content["command"] != args.command:
         raise DataError(f"{args.from_sidecar} was written by inference/{content['command']}.py: give it to that")
-    parser.set_defaults(**content["arguments"])
+    other = any("dit_path" in flag or flag in PREDICT1_NAMES["--dit_path"] for flag in args.given)
+    own = ("tokenizer_path", "text_encoder") if other else ()  # which another checkpoint has of its own
+    parser.set_defaults(**{name: value for name, value in content["arguments"].items() if name not in own})
 
 
 def generate(args: argparse.Namespace) -> int:
     """Make what `args` ask for, with one checkpoint after the other; return the exit status."""
-    for name in ("natten", "use_fast_tokenizer"):
-        if getattr(args, name):
-            raise ConfigError(f"--{name}: {SWITCHES[name]}; leave it out")
+    if args.use_fast_tokenizer:
+        raise ConfigError(f"--use_fast_tokenizer: {SWITCHES['use_fast_tokenizer']}; leave it out")
+    if args.natten and args.command == "text2image":
+        raise ConfigError("--natten: an image's attention is never sparse; leave it out")
     processes = join_processes(args.num_gpus, args.cfg_parallel, shlex.join(sys.argv), args.device)
     if not processes.is_main:
         configure_logging(args.verbose, level="WARNING")
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(args.device)
     if device.type == "cuda" and processes.ranks.world_size > 1:
         device = torch.device("cuda", torch.cuda.current_device())
     args.device, args.num_gpus = device.type if device.index is None else str(device), processes.ranks.world_size
@@ -70,10 +77,10 @@ def generate(args: argparse.Namespace) -> int:
     jobs = read_jobs(args)
     for found in checkpoints.values():
         found.prepare(home, dtype)
-    hashes = processes.share({flag: found.hash() for flag, found in checkpoints.items() if processes.is_main})
+    found_clips = [clips_of(job, list(checkpoints.values()), processes) for job in jobs]
+    hashes = processes.share(hashes_of(args, checkpoints, jobs) if processes.is_main else {})
     work: list[tuple[argparse.Namespace, list[Clip], dict[str, Any]]] = []
-    for job in jobs:
-        clips = clips_of(job, list(checkpoints.values()), processes)
+    for job, clips in zip(jobs, found_clips, strict=True):
         content = sidecar_of(job, clips[-1], checkpoints, hashes)
         if args.from_sidecar:
             requests.check_same_files(args.from_sidecar, content)
@@ -113,13 +120,25 @@ def generate(args: argparse.Namespace) -> int:
     return 0
 
 
+def device_of(name: str | None) -> torch.device:
+    """Return the device of that name (None: a GPU where there is one). Raises ConfigError for one that is not here."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    name = name or ("cuda" if gpus else "cpu")
+    if not (match := re.fullmatch(r"cpu|cuda(?::(\d+))?", name)):
+        raise ConfigError(f"--device {name}: expected cpu, cuda, or cuda:N")
+    if name != "cpu" and int(match[1] or 0) >= gpus:
+        raise ConfigError(f"--device {name}: torch finds {gpus} GPU(s) with a driver here; --device cpu does without")
+    return torch.device(name)
+
+
 def open_checkpoints(args: argparse.Namespace) -> dict[str, Checkpoint]:
     """Return the checkpoints that `args` ask for, in the order of their work, by option. What describes one checkpoint
     (adapters, config, tokenizer, guidance) is for the last.
     """
     folder = f"checkpoints/nvidia/Cosmos-Predict2-{args.model_size}"
     image = f"{folder}-Text2Image/model{'_distilled' if args.distill_steps else ''}.pt"
-    video = f"{folder}-Video2World/model-{args.resolution or 720}p-{args.fps or 16:g}fps.pt"
+    kind = "-natten" if args.natten else ""
+    video = f"{folder}-Video2World/model-{args.resolution or 720}p-{args.fps or 16:g}fps{kind}.pt"
     places = {"dit_path": image if args.command == "text2image" else video}
     if args.command == "text2world" and not args.dit_path:
         places = {"dit_path_text2image": image, "dit_path_video2world": video}
@@ -127,10 +146,16 @@ def open_checkpoints(args: argparse.Namespace) -> dict[str, Checkpoint]:
     for flag, place in places.items():
         path, last = vars(args)[flag] or place, flag == list(places)[-1]
         if not vars(args)[flag] and not Path(place).exists():
-            advice = "the base of the adapters" if args.lora_path else "or scripts/download_checkpoints.py"
+            advice = "or scripts/download_checkpoints.py"
+            if args.lora_path:
+                bases = {base_of(lora, args.load_ema) for lora in args.lora_path}
+                advice = f"the base of the adapters: {' and '.join(sorted(bases))}"
             raise FileNotFoundError(f"no published checkpoint at {place}: give --{flag} PATH, {advice}")
-        own = {"config": args.config, "tokenizer_path": args.tokenizer_path, "lora_paths": args.lora_path}
+        own = {name: vars(args)[name] for name in ("config", "tokenizer_path", "natten")}
+        own["lora_paths"] = args.lora_path
         checkpoint = read_checkpoint(path, load_ema=args.load_ema, **(own if last else {}))
+        if args.command == "video2world" and (args.use_lora or args.lora_rank or args.lora_alpha):
+            checkpoint.expect_lora(args.lora_rank, args.lora_alpha)
         pipe = checkpoint.config.pipe_config
         changes: dict[str, Any] = {"num_steps": args.num_steps, "cfg_batch": args.cfg_batch}
         changes["guidance"] = args.guidance if last else pipe.sampler.get("guidance", 4.0)
@@ -151,6 +176,8 @@ def read_jobs(args: argparse.Namespace) -> list[argparse.Namespace]:
         name = f"{args.video_save_folder}/{{}}" if args.family == "predict1" else "output_{}"
         lines = "--batch_input_path" in args.given
         items = requests.read_batch(args.batch_input_json, required, suffixes[0], name, lines=lines)
+    elif args.subject_name and "--prompt" not in args.given and not args.from_sidecar:
+        args.prompt = ""
     elif not args.prompt and not args.subject_name and args.command != "video2world":
         raise ConfigError("--prompt is empty: say what to make")
     jobs = [argparse.Namespace(**{**vars(args), **item}) for item in items]
@@ -164,16 +191,24 @@ def read_jobs(args: argparse.Namespace) -> list[argparse.Namespace]:
 def clips_of(job: argparse.Namespace, checkpoints: list[Checkpoint], processes: Processes) -> list[Clip]:
     """Settle what `job` leaves open (prompts, frames, size, fps), and return the clip of every checkpoint, checked."""
     made_for, video = checkpoints[-1].clip, job.command == "video2world"
+    job.prompt, encoder = read_prompt(job.prompt), encoder_name(encoder_of(job, checkpoints[-1]))
     if job.negative_prompt is None:
-        known = job.command != "text2image" and encoder_of(job, checkpoints[-1]) not in ("tiny", "reason1")
-        job.negative_prompt = NEGATIVE_PROMPT if known else ""
-    job.prompt, job.negative_prompt = read_prompt(job.prompt), read_prompt(job.negative_prompt) or None
+        # An embedding of Cosmos-Reason1 is often made elsewhere, and its 14 GB then are not here.
+        known = encoder == "t5" or (encoder == "cosmos_reason1" and not isinstance(job.prompt, Path))
+        job.negative_prompt = NEGATIVE_PROMPT if known and job.command != "text2image" else ""
+    job.negative_prompt = read_prompt(job.negative_prompt) or None
     if job.subject_name:
         if isinstance(job.prompt, Path):
             raise ConfigError(
                 f"--subject_name goes before a prompt of text, and {job.prompt} is an embedding: leave it out"
             )
         job.prompt = f"A video of sks {job.subject_name}. {job.prompt}".rstrip()
+    if not job.prompt and processes.is_main:
+        logger.warning("{}: the prompt is empty, nothing but the input says what happens (--prompt)", job.save_path)
+    if job.command == "text2image" or len(checkpoints) > 1:
+        check_task(checkpoints[0], "text2image")
+    if job.command != "text2image" and job.num_frames is None:
+        check_task(checkpoints[-1], job.command)
     job.size = job.size or size_of(made_for.video_size, job.aspect_ratio, job.resolution)
     job.num_frames = 1 if job.command == "text2image" else job.num_frames or made_for.num_frames
     job.fps = job.fps or made_for.fps
@@ -186,8 +221,17 @@ def clips_of(job: argparse.Namespace, checkpoints: list[Checkpoint], processes: 
     for checkpoint, clip in zip(checkpoints, clips, strict=True):
         frames = video2world.latent_shape(checkpoint.model, clip)[2]
         if processes.context is not None and frames > 1:
-            check_context_parallel(processes.context.size(), frames, checkpoint.model.net.config.num_heads)
+            heads = checkpoint.model.net.config.num_heads
+            check_division(processes.context.size(), frames, heads, job.cfg_parallel)
     return clips
+
+
+def check_task(found: Checkpoint, command: str) -> None:
+    """Raise ConfigError where a checkpoint of images is to make clips, or one of clips images."""
+    frames = found.clip.num_frames
+    if (frames == 1) != (command == "text2image"):
+        makes = f"clips of {frames} frames: use text2world.py (from text alone) or video2world.py"
+        raise ConfigError(f"{found.path} makes {'images: use text2image.py' if frames == 1 else makes}")
 
 
 def size_of(made_for: tuple[int, int], ratio: str | None, resolution: str | None) -> tuple[int, int]:
@@ -203,20 +247,53 @@ def size_of(made_for: tuple[int, int], ratio: str | None, resolution: str | None
 
 
 def encoder_of(args: argparse.Namespace, found: Checkpoint) -> str:
-    """Return the text encoder for a checkpoint; the published T5 from where its download lies, if it is there."""
-    name, local = args.text_encoder or found.config.pipe_config.text_encoder, "checkpoints/google-t5/t5-11b"
-    return local if name == "t5" and Path(local).is_dir() else name
+    """Return the text encoder for a checkpoint; a published one is taken from where its download lies, if it is there."""
+    return args.text_encoder or found.config.pipe_config.text_encoder
+
+
+def base_of(lora: str, ema: bool) -> str:
+    """Return what adapters say of the weights that they were trained beside."""
+    adapter = read_adapter(adapter_folder(lora, ema), ema=ema)
+    return f"{adapter.base or 'unnamed'} ({adapter.base_hash or 'no hash noted'})"
+
+
+def reads_text(job: argparse.Namespace, encoder: str) -> bool:
+    """Return whether `encoder` is needed for the prompts of `job`: those of an embedding, and no text, need none."""
+    empty = "" if encoder_name(encoder) == "cosmos_reason1" else None
+    return any(isinstance(prompt, str) and prompt != empty for prompt in (job.prompt, job.negative_prompt))
+
+
+def hashes_of(
+    args: argparse.Namespace, checkpoints: dict[str, Checkpoint], jobs: list[argparse.Namespace]
+) -> dict[str, Any]:
+    """Return `sha256:HEX` of the files that all jobs share, by option; `OPTION part` where the part has none of its own."""
+    marks: dict[str, Any] = {"config": content_hash(args.config)} if args.config else {}
+    for flag, found in checkpoints.items():
+        marks[flag], last = found.hash(), flag == list(checkpoints)[-1]
+        tokenizer, encoder = found.place(), encoder_of(args, found)
+        if tokenizer not in TOKENIZERS:
+            marks["tokenizer_path" if last else f"{flag} tokenizer"] = content_hash(tokenizer)
+        if any(reads_text(job, encoder) for job in jobs) and (mark := encoder_mark(encoder)):
+            marks["text_encoder" if last else f"{flag} text encoder"] = mark
+        if found.loras:
+            marks["lora_path"] = [content_hash(path) for path in found.loras]
+    return marks
 
 
 def sidecar_of(
-    job: argparse.Namespace, clip: Clip, checkpoints: dict[str, Checkpoint], hashes: dict[str, str]
+    job: argparse.Namespace, clip: Clip, checkpoints: dict[str, Checkpoint], hashes: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what is kept beside an output: every option, resolved, the hashes of its files, and where it was made."""
     final = list(checkpoints.values())[-1]
+    encoders = {encoder_of(job, found) for found in checkpoints.values()}
+    if not any(reads_text(job, encoder) for encoder in encoders):
+        hashes = {name: mark for name, mark in hashes.items() if not name.endswith("encoder")}
+    prompts = {name: vars(job)[name] for name in ("prompt", "negative_prompt")}
+    hashes = hashes | {name: content_hash(prompt) for name, prompt in prompts.items() if isinstance(prompt, Path)}
     arguments = {key: value for key, value in vars(job).items() if key not in PASSING}
     arguments |= {flag: str(found.path) for flag, found in checkpoints.items()}
     arguments |= {name: str(arguments[name] or "") for name in ("prompt", "negative_prompt", "save_path")}
-    arguments["tokenizer_path"] = final.config.pipe_config.tokenizer.path or job.tokenizer_path
+    arguments |= {"tokenizer_path": final.place(), "text_encoder": min(encoders) if len(encoders) == 1 else ""}
     arguments |= {"size": list(job.size), "lora_path": [str(path) for path in final.loras]}
     if job.command == "video2world":
         hashes = {**hashes, "input_path": file_hash(job.input_path)}

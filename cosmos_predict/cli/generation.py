@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import math
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from cosmos_predict.cli.program import configure_logging, positive_int, status_of
+from cosmos_predict.cli.program import BAD_INPUT, configure_logging, positive_int, status_of
 
 COMMANDS = {
     "video2world": "Continue an image or a video clip.",
     "text2world": "Make a video from text: a first frame and its continuation, or both by one model (--dit_path).",
     "text2image": "Make an image from text.",
 }
+PROMPT = "A robot arm in a bright kitchen lifts a red apple out of a wooden bowl and sets it down on a white plate."
 EPILOG = """example:
   python inference/{}.py --dit_path checkpoints/PROJECT/GROUP/NAME --prompt "A robot arm sorts apples."
 Further names of a flag, such as --num_input_frames, are those of Cosmos-Predict1 and NeMo, for their checkpoints.
@@ -22,7 +28,7 @@ docs/inference.md says more.
 SWITCHES = {
     "load_ema": "use the EMA weights (with --lora_path: of the adapters)",
     "use_fast_tokenizer": "the published 0.6B's other tokenizer, which is not built here: refused",
-    "natten": "sparse attention, which is not built here: refused",
+    "natten": "the published checkpoint with sparse attention; with --dit_path: such a one under another name",
     "cfg_parallel": "half of the processes compute each branch of guidance",
     "compile": "compile the network's blocks (pays from the second clip on)",
     "use_cuda_graphs": "no effect here: see --compile",
@@ -35,6 +41,10 @@ SWITCHES = {
     "disable_prompt_refiner": "no effect: there is no prompt refiner here, prompts are used as they are",
     "offload_prompt_refiner": "no effect, as above",
     "verbose": "log more, and show the traceback when something fails",
+}
+LORA_SWITCHES = {
+    "use_lora": "make sure that there are adapters, in the file of --dit_path or as --lora_path",
+    "init_lora_weights": "no effect: adapters are read",
 }
 # What a flag here is called by Cosmos-Predict1 and its forerunner in NeMo.
 PREDICT1_NAMES = {
@@ -75,7 +85,31 @@ ONLY_PREDICT2 = {
     **dict.fromkeys(("--model_size", "--dit_path_text2image", "--dit_path_video2world"), "--dit_path"),
     **dict.fromkeys(("--resolution", "--aspect_ratio"), "--height and --width"),
     "--distill_steps": "--num_steps",
+    "--natten": "",
 }
+
+
+def whole_seed(text: str) -> int:
+    """Argparse type: a seed of numpy's RandomState."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
+def finite(text: str) -> float:
+    """Argparse type: a number, neither infinite nor nan."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+def positive(text: str) -> float:
+    """Argparse type: a finite number above 0."""
+    value = finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
 
 
 class _Spelled(argparse.Action):
@@ -109,12 +143,19 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     add("--dit_path_text2image", "without --dit_path: what makes the first frame", "", command == "text2world")
     add("--dit_path_video2world", "without --dit_path: what continues it", "", command == "text2world")
     add("--lora_path", "adapter folders or files, or LoRA run folders", [], nargs="+", metavar="PATH")
+    add("--lora_rank", "that adapters must have; their file says which they have", None, video, type=whole)
+    add("--lora_alpha", "of adapters inside the file of --dit_path (default: their rank)", None, video, type=positive)
+    add("--lora_target_modules", "no effect: the file says which layers are adapted", "", video)
     add("--config", "config.yaml of the checkpoint's run, for a file that was moved out of it", "")
     add("--tokenizer_path", "weights of the video tokenizer, or 'dct' (default: the checkpoint's)", "")
-    add("--text_encoder", "t5, tiny, or a folder (default: the checkpoint's)", "")
+    add(
+        "--text_encoder",
+        "t5, cosmos_reason1, tiny, or a folder of one of the first two (default: the checkpoint's)",
+        "",
+    )
     add("--distill_steps", "of a distilled image model", 0, not video, type=int, choices=range(5))
-    add("--prompt", "text, a .txt file, or a file of a precomputed embedding", "")
-    negative = "''" if image else "a description of poor video, with T5"
+    add("--prompt", "text, a .txt file, or a file of a precomputed embedding", "" if video else PROMPT)
+    negative = "''" if image else "a description of poor video"
     add("--negative_prompt", f"what guidance moves away from, as --prompt; '' is no text (default: {negative})")
     add("--input_path", "image, or video to be continued", "assets/video2world/input0.jpg", video)
     add("--num_conditional_frames", "given frames: 1, or 5 of a video", 1, video, type=whole)
@@ -127,21 +168,21 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     add("--save_path", "file to write; every setting goes beside it as .json", output)
     add("--from_sidecar", "take every option from the .json beside a clip; those given here win", metavar="JSON")
     add("--num_frames", "of a chunk, given ones included (default: the checkpoint's)", None, not image, type=whole)
-    add("--fps", "frames per second (default: the checkpoint's; published: 16)", None, not image, type=float)
+    add("--fps", "frames per second (default: the checkpoint's; published: 16)", None, not image, type=positive)
     sizes = ("480", "512", "720", "1024")
     add("--resolution", "size class (default: the checkpoint's; published: 720)", None, not image, choices=sizes)
     ratios = ("1:1", "4:3", "3:4", "16:9", "9:16")
     add("--aspect_ratio", "width to height (default: the checkpoint's; published: 16:9)", choices=ratios)
     add("--size", "pixels, in place of these two", type=whole, nargs=2, metavar=("HEIGHT", "WIDTH"))
-    add("--seed", "of the noise", 0, type=int)
-    add("--guidance", "0 is none", 4.0 if image else 7.0, type=float)
+    add("--seed", "of the noise", 0, type=whole_seed)
+    add("--guidance", "0 is none", 4.0 if image else 7.0, type=finite)
     add("--num_steps", "solver steps", 35, type=whole)
     add("--num_gpus", "processes that torchrun starts: each computes a part of the frames", type=whole)
     add("--cfg_batch", "branches of guidance in one batch (auto: short clips)", "auto", choices=("auto", "on", "off"))
     add("--device", "cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     kinds = ("float32", "bfloat16")
     add("--dtype", "of the network (default: bfloat16 on a GPU, float32 on a CPU)", choices=kinds)
-    for name, text in SWITCHES.items():
+    for name, text in {**SWITCHES, **(LORA_SWITCHES if video else {})}.items():
         if name == "verbose":
             parser.add_argument("-v", "--verbose", action="store_true", help=text)
         else:
@@ -156,17 +197,25 @@ def build_parser(command: str) -> argparse.ArgumentParser:
 
 
 def main(command: str, argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a command of `COMMANDS`, and end the program, on every process alike."""
+    """Run a command of `COMMANDS`, and end the program, on every process alike; one of them shows what went wrong."""
     parser = build_parser(command)
-    args = parser.parse_args(argv)
+    number = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    with contextlib.redirect_stderr(sys.stderr if number == "0" else io.StringIO()):
+        args = parser.parse_args(argv)
     configure_logging(args.verbose)
 
     def body() -> int:
         from cosmos_predict.cli.generate import generate, use_sidecar
+        from cosmos_predict.pipelines.processes import fails_first
 
-        if args.from_sidecar:
-            use_sidecar(parser, args)
-        return generate(parser.parse_args(argv))
+        try:
+            if args.from_sidecar:
+                use_sidecar(parser, args)
+            return generate(parser.parse_args(argv))
+        except Exception as error:
+            if fails_first() or args.verbose:
+                raise
+            return 2 if isinstance(error, BAD_INPUT) else 1
 
     status = status_of(body, args.verbose)
     from cosmos_predict.parallel.distributed import finish_distributed

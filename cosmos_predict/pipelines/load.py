@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,8 @@ import torch
 from loguru import logger
 
 from cosmos_predict.checkpoint.load import load_network
-from cosmos_predict.checkpoint.lora_forms import read_adapter
-from cosmos_predict.checkpoint.lora_runs import adapter_folder, file_hash, load_adapters
+from cosmos_predict.checkpoint.lora_forms import CONFIG_FILE, is_adapter_key, read_adapter
+from cosmos_predict.checkpoint.lora_runs import adapter_folder, file_hash, load_adapters, network_kind
 from cosmos_predict.checkpoint.metadata import network_config
 from cosmos_predict.checkpoint.recognise import recognise
 from cosmos_predict.checkpoint.run_folder import find_run_folder, published_file
@@ -27,6 +28,7 @@ from cosmos_predict.models.config import ModelConfig, TokenizerConfig
 from cosmos_predict.models.published import ClipSize, clip_for, pipe_for, published_files
 from cosmos_predict.models.sampling import SamplerSettings
 from cosmos_predict.models.world_model import WorldModel
+from cosmos_predict.networks.sparse_attention import published_layers
 from cosmos_predict.tokenizers.load import TOKENIZERS
 
 PUBLISHED_NAME = re.compile(r"model-(480|720)p-(\d+)fps")
@@ -39,7 +41,8 @@ class Checkpoint:
     """What a checkpoint path stands for. `prepare` gives it a `model` that has no weights yet, `load` these.
 
     path: its file; ema: which of its weights; clip: frames, (height, width) in pixels and frames per second that the model
-    was made for; settings: what it is sampled with; loras: adapter folders or files, lora_ema which of their weights.
+    was made for; settings: what it is sampled with; loras: adapter folders or files, lora_ema which of their weights;
+    lora_alpha: of adapters inside the file (None: their rank).
     """
 
     path: Path
@@ -48,6 +51,7 @@ class Checkpoint:
     clip: ClipSize
     loras: tuple[Path, ...] = ()
     lora_ema: bool = False
+    lora_alpha: float | None = None
     model: WorldModel = dataclasses.field(init=False)
     settings: SamplerSettings = dataclasses.field(init=False)
 
@@ -70,11 +74,35 @@ class Checkpoint:
 
     def load(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         """Give `model` its network with weights and adapters, on `device`."""
-        net = load_network(self.path, ema=self.ema, device=device, dtype=dtype, config=self.model.net.config)
+        where = {"ema": self.ema, "device": device, "dtype": dtype}
+        net = load_network(self.path, **where, config=self.model.net.config, lora_alpha=self.lora_alpha)
         self.model.net = net.eval().requires_grad_(False)
         for adapter in load_adapters(net, self.loras, ema=self.lora_ema) if self.loras else ():
             logger.info("{}: adapters of {} layers", adapter.where, len(adapter.layers))
         logger.info("{}: {} weights", self.path, "EMA" if self.ema else "regular")
+
+    def expect_lora(self, rank: int | None, alpha: float | None) -> None:
+        """Take `alpha` for adapters inside the file. Raises ConfigError where no adapters are, or ones of another `rank`,
+        or, beside the file, of another alpha.
+        """
+        self.lora_alpha, adapters = alpha, [read_adapter(path, ema=self.lora_ema) for path in self.loras]
+        for adapter in adapters:
+            if alpha and {*adapter.alpha.values()} != {alpha}:
+                said = ", ".join(f"{value:g}" for value in sorted({*adapter.alpha.values()}))
+                raise ConfigError(f"--lora_alpha {alpha:g}: {adapter.where} says {said} of its adapters; leave it out")
+        with TensorFile(self.path) as file:
+            if any(map(is_adapter_key, file)):
+                adapters.append(read_adapter(file, ema=self.ema))
+        if not adapters:
+            what = "give adapters as --lora_path, or leave out --use_lora, --lora_rank and --lora_alpha"
+            raise ConfigError(f"{self.path} holds no LoRA adapters: {what}")
+        for adapter in adapters:
+            if rank and (ranks := {adapter.rank(module) for module in adapter.layers}) != {rank}:
+                raise ConfigError(f"--lora_rank {rank}: the adapters of {adapter.where} have {sorted(ranks)}")
+
+    def place(self) -> str:
+        """Return the name or file of its video tokenizer."""
+        return self.config.pipe_config.tokenizer.path or self.config.pipe_config.tokenizer.name
 
     def hash(self) -> str:
         """Return `sha256:HEX` of the file; warn of adapters that were trained beside another one."""
@@ -84,6 +112,21 @@ class Checkpoint:
             if said and said != mark:
                 logger.warning("{}: trained beside a base {}, {} is {}", path, said, self.path, mark)
         return mark
+
+
+def content_hash(path: str | Path) -> str:
+    """Return `sha256:HEX` of a file, as `sha256sum` prints it, or over names and hashes of several: a folder's weights and
+    settings, and what is read from beside a file (an adapter's configuration, a tokenizer's statistics).
+    """
+    path = Path(path)
+    files = [path, *(path.parent / name for name in (CONFIG_FILE, "mean_std.pt"))]
+    if path.is_dir():
+        kinds = (".safetensors", ".pt", ".pth", ".bin", ".jit", ".json")
+        files = [file for file in sorted(path.iterdir()) if file.suffix in kinds]
+    found = {file: file_hash(file) for file in files if file.is_file()}
+    if [*found] == [path]:
+        return found[path]
+    return f"sha256:{hashlib.sha256(str([(file.name, mark) for file, mark in found.items()]).encode()).hexdigest()}"
 
 
 def load_world_model(
@@ -103,6 +146,7 @@ def read_checkpoint(
     config: str | Path = "",
     tokenizer_path: str = "",
     lora_paths: Sequence[str | Path] = (),
+    natten: bool = False,
 ) -> Checkpoint:
     """Tell what `dit_path` is; reads names and configurations only.
 
@@ -111,22 +155,30 @@ def read_checkpoint(
     and task are told from its tensors. config: the `config.yaml` of its run, for a file that was moved away.
     tokenizer_path: weights of the video tokenizer, or a name ("dct"); by default what the config says, or
     `tokenizer/` beside a published file. lora_paths: see `adapter_folder`. With adapters `load_ema` means theirs; the
-    base's weights are those that they were trained beside.
+    base's weights are those that they were trained beside. natten: its attention is sparse, in the published layers; a
+    file's name (`...-natten.pt`) or its config may say so too.
 
     Raises FileNotFoundError, CheckpointError or ConfigError saying what is missing.
     """
     loras = tuple(adapter_folder(path, load_ema) for path in lora_paths)
-    bases = [read_adapter(path, ema=load_ema).base_hash or "" for path in loras]
-    ema = any(base.endswith("#ema") for base in bases) if loras else load_ema
+    adapters = [read_adapter(path, ema=load_ema) for path in loras]
+    ema = any((adapter.base_hash or "").endswith("#ema") for adapter in adapters) if loras else load_ema
     path = published_file(dit_path, ema)
     run = find_run_folder(path)
     beside = (path if path.is_dir() else path.parent) / "config.yaml"
     config = config or (run.root / "config.yaml" if run else beside if beside.is_file() else "")
     model, clip = _from_config(Path(config)) if config else _from_published(path)
+    net = model.pipe_config.net
+    if (natten or "-natten" in path.name) and net is not None and not net.sparse_attention:
+        model.pipe_config.net = net.replace(sparse_attention=published_layers(net.num_blocks))
     if tokenizer_path in TOKENIZERS and tokenizer_path != model.pipe_config.tokenizer.name:
         model.pipe_config.tokenizer = TokenizerConfig(tokenizer_path)  # options belong to the other one
     elif tokenizer_path not in TOKENIZERS:
         model.pipe_config.tokenizer.path = tokenizer_path or model.pipe_config.tokenizer.path
+    for adapter in adapters:
+        if adapter.made_for not in (None, kind := network_kind(model.pipe_config)):
+            what = f"adapters of a {adapter.made_for} network, and {path} is a {kind} network"
+            raise CheckpointError(f"{adapter.where}: {what}: give the base that they were trained beside as --dit_path")
     return Checkpoint(path, ema, model, clip, loras, load_ema)
 
 
@@ -157,12 +209,9 @@ def _from_published(path: Path) -> tuple[ModelConfig, ClipSize]:
         logger.warning("{}: no published network, {}; if it is not: --config RUN/config.yaml", path, what)
         if found.family == "predict2" and task == "text2world":
             task = "text2image"  # the only Predict2 model without given frames
-    for mark, what in (
-        ("_fast_tokenizer", "its tokenizer is a published program"),
-        ("-natten", "its attention is sparse"),
-    ):
-        if mark in path.name:
-            raise CheckpointError(f"{path}: {what} and not built here; use {path.name.replace(mark, '')} beside it")
+    if (mark := "_fast_tokenizer") in path.name:
+        what = f"its tokenizer is a published program and not built here; use {path.name.replace(mark, '')} beside it"
+        raise CheckpointError(f"{path}: {what}")
     pipe, clip = pipe_for(found.family, task, net), clip_for(found.family, task)
     pipe.condition_on_augment_sigma = any(control.name == "augment_sigma" for control in net.controls)
     if (match := PUBLISHED_NAME.search(path.name)) and task == "video2world":

@@ -13,10 +13,11 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
+from torch.distributed import ProcessGroup, distributed_c10d
 
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.models.sampling import Spread
+from cosmos_predict.parallel.context_parallel import check_context_parallel
 from cosmos_predict.parallel.distributed import Ranks, init_distributed, read_ranks
 
 T = TypeVar("T")
@@ -53,6 +54,27 @@ def evaluate_spread(group: ProcessGroup, evaluate: Callable[[int], Tensor], coun
     everyones = [torch.empty_like(mine) for _ in range(size)]
     dist.all_gather(everyones, mine, group=group)
     return [everyones[branch % size][branch // size] for branch in range(count)]
+
+
+def check_division(size: int, frames: int, heads: int, cfg_parallel: bool = False) -> None:
+    """Raise ConfigError unless `size` processes can divide the latent frames and heads; says where --cfg_parallel would do."""
+    try:
+        check_context_parallel(size, frames, heads)
+    except ConfigError as error:
+        halves = not (cfg_parallel or size % 2 or frames % (size // 2) or heads % (size // 2))
+        raise ConfigError(f"{error}{'; or divide guidance too: --cfg_parallel' if halves else ''}") from None
+
+
+def fails_first() -> bool:
+    """Return whether no other process has said so before: the first one that fails has the error to show, while what the
+    others raise after it is often only that it is gone.
+    """
+    if not dist.is_initialized():  # what fails by then fails on all of a machine's alike
+        return read_ranks().local_rank == 0
+    try:
+        return distributed_c10d._get_default_store().add("failed", 1) == 1
+    except RuntimeError:  # the store went with the first one
+        return False
 
 
 def join_processes(num_gpus: int | None, cfg_parallel: bool, command: str, device: str | None = None) -> Processes:

@@ -22,6 +22,16 @@ ITEM_KEYS = {
 }
 
 
+def read_text(path: Path) -> str:
+    """Return the content of a UTF-8 file. Raises DataError with the line that is no UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        what = f"line {line}, byte {error.start} of the file ({error.object[error.start]:#04x})"
+        raise DataError(f"{path}: no UTF-8 text at {what}; save it as UTF-8") from None
+
+
 def read_batch(
     path: str | Path, required: Iterable[str], suffix: str, stem: str = "output_{}", *, lines: bool = False
 ) -> list[dict[str, Any]]:
@@ -36,7 +46,7 @@ def read_batch(
         raise FileNotFoundError(
             f"no batch file {path}: expected {'an object per line' if lines else 'a JSON list of objects'}"
         )
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
 
     def wrong(position: int, what: str) -> DataError:
         number = text.count("\n", 0, position) + 1
@@ -82,9 +92,12 @@ def read_batch(
         }
         for name in {*options, *required}:
             kind = int if name == "seed" else str
-            if not isinstance(options.get(name), kind) or (name in required and not options[name]):
+            given = options.get(name)
+            fits = type(given) is kind and (not isinstance(given, int) or 0 <= given < 2**32)  # True is an int, too
+            if not fits or (name in required and not given):
                 key = next((key for key in item if ITEM_KEYS[key] == name), name)
-                raise wrong(position, f"item {index}: {key} is {options.get(name)!r}, expected {kind.__name__}")
+                wanted = f"{kind.__name__}{' from 0 to 4294967295' if kind is int else ''}"
+                raise wrong(position, f"item {index}: {key} is {given!r}, expected {wanted}")
         if found.setdefault(sidecar_path(options["save_path"]), options) is not options:
             raise wrong(position, f"item {index} writes {options['save_path']}, as an item before it does")
     if not found:
@@ -152,9 +165,14 @@ def check_same_files(path: str | Path, new: Mapping[str, Any]) -> None:
     """
     old = read_sidecar(path)
     for name, mark in old["hashes"].items():
-        file, now = new["arguments"].get(name), new["hashes"].get(name)
-        if file == old["arguments"].get(name) and now != mark:
-            raise DataError(f"{path}: {file} was {mark} and is {now} now; give the one it was made with as --{name}")
+        flag, _, part = name.partition(" ")  # a part that has no option of its own
+        found = new["arguments"].get(flag), old["arguments"].get(flag), new["hashes"].get(name), mark
+        for file, was, now, then in zip(*(v if isinstance(v, list) else [v] for v in found), strict=False):
+            if now and file == was and now != then:
+                what = f"the {part} of {file}" if part else file
+                raise DataError(
+                    f"{path}: {what} was {then} and is {now} now; give the one it was made with as --{flag}"
+                )
     for name, value in old["environment"].items():
         if new["environment"].get(name) != value:
             logger.warning("made with {} {}, now {}: bits may differ", name, value, new["environment"].get(name))

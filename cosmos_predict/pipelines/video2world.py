@@ -101,6 +101,10 @@ def latent_shape(model: WorldModel, clip: Clip) -> tuple[int, int, int, int, int
         raise ConfigError("this network takes no given frames (it has no condition-mask channel): use text2world.py")
     if not given and clip.num_chunks > 1:
         raise ConfigError(f"num_chunks={clip.num_chunks}: only a clip that is continued has several; give an input")
+    if clip.seed + clip.num_chunks > 2**32:
+        raise ConfigError(
+            f"seed {clip.seed} leaves none for the last of {clip.num_chunks} chunks: they end at {2**32 - 1}"
+        )
     frames = tokenizer.get_latent_num_frames(clip.num_frames)
     if given and tokenizer.get_latent_num_frames(clip.num_conditional_frames) >= frames:
         raise ConfigError(f"{clip.num_conditional_frames} given frames leave nothing of {clip.num_frames} to generate")

@@ -248,7 +248,8 @@ class Trainer:
         config, progress = self.config, self.progress
         if progress.iteration >= config.trainer.max_iter:
             done, wanted = progress.iteration, config.trainer.max_iter
-            self._log("already at iteration {}: nothing to do up to trainer.max_iter={}", done, wanted, level="WARNING")
+            what = "already at iteration {}: nothing to do up to trainer.max_iter={}; to go on: trainer.max_iter=N with N > {}"
+            self._log(what, done, wanted, done, level="WARNING")
             return
         batches = self._batches(progress.sample_number)
         for callback in self.callbacks:

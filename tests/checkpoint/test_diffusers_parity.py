@@ -128,7 +128,7 @@ def test_our_adapters_load_in_diffusers(tmp_path):
     adapters = {key: value for key, value in net.named_parameters() if "lora_" in key}
     for parameter in adapters.values():
         torch.nn.init.normal_(parameter, std=0.1)
-    write_adapter(network_adapter(net), tmp_path / "adapter")
+    write_adapter(network_adapter(net, made_for="predict2 video2world"), tmp_path / "adapter")
     convert(tmp_path / "adapter", tmp_path / "lora", Conversion(lora_form="diffusers"))
     model.load_lora_adapter(
         str(tmp_path / "lora"), prefix="transformer", weight_name="pytorch_lora_weights.safetensors"

@@ -39,7 +39,7 @@ def save(network: nn.Module, folder: Path, **origin: str) -> Path:
 
 def test_our_files_load_in_peft(tmp_path: Path, x: Tensor) -> None:
     network = adapted(alpha=2)
-    save(network, tmp_path, base="model.pt", base_hash="sha256:abc")
+    save(network, tmp_path, base="model.pt", base_hash="sha256:abc", made_for="predict2 video2world")
     assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG, WEIGHTS]
     peer = peft.PeftModel.from_pretrained(toy(), str(tmp_path))
     torch.testing.assert_close(peer(x), network(x), rtol=1e-6, atol=1e-6)
@@ -49,6 +49,7 @@ def test_our_files_load_in_peft(tmp_path: Path, x: Tensor) -> None:
     other = toy()
     (read,) = load_adapters(other, tmp_path)
     assert (read.base, read.base_hash, len(read.layers)) == ("model.pt", "sha256:abc", 12)
+    assert read.made_for == "predict2 video2world"
     assert torch.equal(other(x), network(x))
     assert not any(parameter.requires_grad for name, parameter in other.named_parameters() if ".lora_" in name)
 

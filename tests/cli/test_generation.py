@@ -14,17 +14,20 @@ import torch
 from loguru import logger
 from PIL import Image
 
-from cosmos_predict.checkpoint.lora_forms import network_adapter, write_adapter
+from cosmos_predict.checkpoint.lora_forms import CONFIG_FILE, network_adapter, write_adapter
 from cosmos_predict.checkpoint.lora_runs import file_hash
+from cosmos_predict.cli import convert_checkpoint
 from cosmos_predict.cli.generation import build_parser
 from cosmos_predict.data import video_reader
 from cosmos_predict.errors import CheckpointError, ConfigError, DataError
 from cosmos_predict.io.embeddings import write_embedding
+from cosmos_predict.networks.config import DiTConfig
 from cosmos_predict.networks.lora import inject_lora
 from cosmos_predict.pipelines.load import load_world_model
 from cosmos_predict.text_encoders.build import build_text_encoder
 from tests.cli.generating import run
 from tests.pipelines.small import write_clip, write_run
+from tests.pipelines.test_load import write_net
 from tests.training.tiny_run import run as training_run
 
 QUICK = ["--num_steps", "2", "--device", "cpu", "--guidance", "1"]
@@ -32,6 +35,8 @@ SHARED_FLAGS = """--model_size 2B --dit_path x --load_ema --prompt x --negative_
  --save_path x --num_gpus 2 --aspect_ratio 9:16 --disable_guardrail --offload_guardrail --benchmark --use_cuda_graphs """
 VIDEO_FLAGS = """--resolution 480 --fps 10 --guidance 7.0 --disable_prompt_refiner --offload_prompt_refiner
  --offload_text_encoder --downcast_text_encoder --natten"""
+
+LORA_TARGETS = "--lora_target_modules q_proj,k_proj,v_proj,output_proj,mlp.layer1,mlp.layer2"
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +69,7 @@ def warnings() -> Any:
     ("command", "flags"),
     [
         ("video2world", SHARED_FLAGS + VIDEO_FLAGS + " --input_path x --num_conditional_frames 5 --num_chunks 6"),
+        ("video2world", SHARED_FLAGS + "--use_lora --lora_rank 16 --lora_alpha 16 --init_lora_weights " + LORA_TARGETS),
         (
             "text2world",
             SHARED_FLAGS + VIDEO_FLAGS + " --dit_path_text2image x --dit_path_video2world x --distill_steps 4 "
@@ -94,7 +100,8 @@ def test_published_defaults() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--natten"], "--natten: sparse attention, which is not built here"),
+        (["--natten"], r"sparse attention \(natten\) was published for .* 28 and 36 blocks, this one has 1"),
+        (["--natten", "--dit_path", ""], "no published checkpoint at .*720p-16fps-natten.pt: give --dit_path PATH"),
         (["--num_gpus", "2"], r"1 process\(es\) run; start them with:\n  torchrun --nproc_per_node=2"),
         (["--cfg_parallel"], "takes an even number of processes, 1 run"),
         (["--save_path", "clip.gif"], "--save_path clip.gif: expected a name that ends in .mp4"),
@@ -120,12 +127,41 @@ def test_bad_options_say_what_to_do(
 
 
 def test_networks_of_another_task(run_file: Path, image_file: Path, clip: Path, tmp_path: Path) -> None:
+    given = ["--prompt", "x", "--save_path", tmp_path / "a", *QUICK]
+    for command, options in (
+        ("video2world", ["--dit_path", image_file, "--input_path", clip]),
+        ("text2world", ["--dit_path", image_file]),
+        ("text2world", ["--dit_path_text2image", image_file, "--dit_path_video2world", image_file]),
+    ):
+        with pytest.raises(ConfigError, match=r"iter_000000001.pt makes images: use text2image.py$"):
+            run(command, *options, *given)
+    for command, options in (
+        ("text2image", ["--dit_path", run_file]),
+        ("text2world", ["--dit_path_text2image", run_file, "--dit_path_video2world", run_file]),
+    ):
+        with pytest.raises(ConfigError, match=r"makes clips of 9 frames: use text2world.py .* or video2world.py$"):
+            run(command, *options, *given)
     with pytest.raises(ConfigError, match="takes no given frames .* use text2world.py"):
-        run("video2world", "--dit_path", image_file, "--input_path", clip, "--save_path", tmp_path / "a.mp4", *QUICK)
+        run("video2world", "--dit_path", image_file, "--input_path", clip, "--num_frames", 9, *given)
     with pytest.raises(ConfigError, match="--prompt is empty"):
-        run("text2image", "--dit_path", image_file, *QUICK)
+        run("text2image", "--dit_path", image_file, "--prompt", "", *QUICK)
     with pytest.raises(ConfigError, match=r"--use_fast_tokenizer: .* not built here"):
         run("text2image", "--dit_path", image_file, "--prompt", "x", "--use_fast_tokenizer", *QUICK)
+    with pytest.raises(ConfigError, match="--natten: an image's attention is never sparse; leave it out"):
+        run("text2image", "--dit_path", image_file, "--prompt", "x", "--natten", *QUICK)
+
+
+def test_a_checkpoint_with_sparse_attention(clip: Path, tmp_path: Path) -> None:
+    deep = DiTConfig(model_channels=32, num_blocks=28, num_heads=2, adaln_lora_dim=8, crossattn_emb_channels=1024)
+    places = {"dense": "mine", "asked": "other", "named": "model-720p-16fps-natten"}
+    given = ["--tokenizer_path", "dct", "--input_path", clip, "--prompt", "a block", "--text_encoder", "tiny", *QUICK]
+    given += ["--num_frames", 5, "--size", 64, 112, "--num_steps", 1, "--guidance", 0]
+    clips = {}
+    for name, place in places.items():
+        file, options = write_net(tmp_path / f"{place}.safetensors", deep, 0.3), ["--natten"] if name == "asked" else []
+        run("video2world", "--dit_path", file, *given, *options, "--save_path", tmp_path / f"{name}.mp4")
+        clips[name] = (tmp_path / f"{name}.mp4").read_bytes()
+    assert clips["named"] == clips["asked"] != clips["dense"]
 
 
 def test_output_folder_that_is_a_file(run_file: Path, clip: Path, tmp_path: Path) -> None:
@@ -227,13 +263,15 @@ def test_adapters(run_file: Path, clip: Path, tmp_path: Path, warnings: list[str
         "both": ["--lora_path", folder / "reg", folder / "ema"],
     }.items():
         path = tmp_path / f"{name}.mp4"
-        run("video2world", "--dit_path", run_file, "--input_path", clip, "--save_path", path, *QUICK, *options)
+        given = ["--dit_path", run_file, "--input_path", clip, "--prompt", "a block", "--save_path", path, *QUICK]
+        run("video2world", *given, *options)
         clips[name] = path.read_bytes()
     assert clips["ema"] == clips["same"] and len({clips[name] for name in ("none", "reg", "ema")}) == 3
     assert not warnings
     sidecar = json.loads((tmp_path / "both.json").read_text())
     assert [Path(path).name for path in sidecar["arguments"]["lora_path"]] == ["reg", "ema"]
-    with pytest.raises(FileNotFoundError, match="give --dit_path PATH, the base of the adapters"):
+    wanted = rf"give --dit_path PATH, the base of the adapters: {run_file} \({base}\)"
+    with pytest.raises(FileNotFoundError, match=wanted):
         run("video2world", "--lora_path", folder, "--input_path", clip, *QUICK)
     other = write_run(tmp_path / "other", num_frames=13)
     given = ["--dit_path", other, "--input_path", clip, "--save_path", tmp_path / "o.mp4", *QUICK]
@@ -314,8 +352,16 @@ def test_runs_of_the_trainer(clip: Path, tmp_path: Path) -> None:
     file = base.exports(1)["both"]
     adapters = training_run(tmp_path / "lora", *lora, f"checkpoint.load_path={file}", "trainer.max_iter=2").folder
     exported = adapters.adapters(2)
+    said = json.loads((exported["reg"] / CONFIG_FILE).read_text())
+    assert said["auto_mapping"] == {"cosmos_network": "predict2 video2world"}
+    config = ["--config", base.root / "config.yaml"]
+    for name, options in {"moved.safetensors": [], "diffusers": ["--to", "diffusers"]}.items():
+        given = [file, tmp_path / name, "--dtype", "keep", *options]
+        convert_checkpoint.run(convert_checkpoint.build_parser().parse_args([str(option) for option in given]))
     clips = {}
     for name, options in {
+        "safetensors": [tmp_path / "moved.safetensors", *config],
+        "dialect": [tmp_path / "diffusers", *config],
         "base": [base.root],
         "file": [file],
         "base_ema": [base.root, "--load_ema"],
@@ -327,7 +373,8 @@ def test_runs_of_the_trainer(clip: Path, tmp_path: Path) -> None:
         path = tmp_path / f"{name}.mp4"
         run("video2world", "--dit_path", *options, "--input_path", clip, "--save_path", path, *QUICK)
         clips[name] = path.read_bytes()
-    assert clips["base"] == clips["file"] and clips["lora"] == clips["lora_reg"] and clips["lora_ema"] == clips["ema"]
+    assert clips["base"] == clips["file"] == clips["safetensors"] == clips["dialect"]
+    assert clips["lora"] == clips["lora_reg"] and clips["lora_ema"] == clips["ema"]
     assert len({clips[name] for name in ("base", "lora", "lora_ema")}) == 3
     with pytest.raises(CheckpointError, match=r"holds LoRA adapters alone: give their base .* --lora_path"):
         run("video2world", "--dit_path", adapters.root, "--input_path", clip, *QUICK)

@@ -320,10 +320,12 @@ def test_checkpoints_that_are_not_there(text_run: RunFolder) -> None:
     ):
         run("video2world", "--num_input_frames", 9, "--input_path", write_clip(Path("c.mp4")), *QUICK)
     copied(text_run.exports(2)["reg"], Path("checkpoints/mine_post-trained"), None)
-    with pytest.raises(ValueError, match=r"is no published size, .* config.yaml"):
+    with pytest.raises(
+        ValueError, match=r"a network of \d+ channels .* is no published size, .*: --config RUN/config.yaml"
+    ):
         run("text2world", "--diffusion_transformer_dir", "mine_post-trained", "--prompt", "x", *QUICK)
     with pytest.raises(ConfigError, match="--prompt is empty"):
-        run("text2world", "--dit_path", text_run.root, *QUICK)
+        run("text2world", "--dit_path", text_run.root, "--prompt", "", *QUICK)
     with pytest.raises(ConfigError, match=r"takes no given frames .* use text2world.py"):
         run("video2world", "--dit_path", text_run.root, "--input_path", "c.mp4", *QUICK)
 

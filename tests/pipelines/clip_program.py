@@ -39,7 +39,9 @@ def main(run_file: str, out: str) -> None:
     with distributed_program("gloo"):
         results = {}
         for name, cfg_parallel in (("context", False), ("branches", True)):
-            processes = join_processes(2, cfg_parallel, "", "cpu")
+            processes = join_processes(None, cfg_parallel, "", "cpu")
+            if processes.spread is not None and processes.ranks.world_size > 2:
+                assert processes.context is not None and processes.context.size() == 2
             results[name] = latents(run_file, processes)
             results[f"{name}_image"] = latents(run_file, processes, frames=1)
         assert processes.share(processes.ranks.rank) == 0

@@ -17,6 +17,7 @@ from cosmos_predict.models.sampling import SamplerSettings
 from cosmos_predict.models.world_model import WorldModel
 from cosmos_predict.networks.config import DiTConfig
 from cosmos_predict.networks.dit import build_dit
+from cosmos_predict.networks.sparse_attention import PUBLISHED
 from cosmos_predict.pipelines.load import load_world_model, read_checkpoint
 from cosmos_predict.pipelines.video2world import Clip, generate
 from tests.pipelines.small import write_run
@@ -24,10 +25,14 @@ from tests.pipelines.small import write_run
 SMALL = DiTConfig(model_channels=32, num_blocks=1, num_heads=2, adaln_lora_dim=8, crossattn_emb_channels=16)
 
 
-def write_net(path: Path, config: DiTConfig) -> Path:
-    """Write a random network as a published file would hold it, its configuration in the metadata."""
+def write_net(path: Path, config: DiTConfig, scale: float | None = None) -> Path:
+    """Write a random network as a published file would hold it, its configuration in the metadata. scale: of its weights,
+    the same at every call; without it as they are for training, when no block does anything."""
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {f"net.{name}": value for name, value in build_dit(config).state_dict().items()}
+    torch.manual_seed(0)
+    for value in weights.values():
+        torch.nn.init.normal_(value, std=scale) if scale and value.ndim > 1 else None
     save_file(weights, path, {METADATA_KEY: config_to_json(config)})
     return path
 
@@ -55,8 +60,20 @@ def test_an_image_network(tmp_path: Path) -> None:
     assert found.clip.num_frames == 1 and found.settings.guidance == 4
     with pytest.raises(CheckpointError, match="its tokenizer is a published program and not built here; use model.saf"):
         read_checkpoint(write_net(tmp_path / "model_fast_tokenizer.safetensors", SMALL))
-    with pytest.raises(CheckpointError, match=r"its attention is sparse and not built here; use model-720p-16fps.saf"):
-        read_checkpoint(write_net(tmp_path / "model-720p-16fps-natten.safetensors", SMALL))
+
+
+def test_sparse_attention_of_a_published_name_and_by_request(tmp_path: Path) -> None:
+    deep = SMALL.replace(num_blocks=28)
+    named = read_checkpoint(write_net(tmp_path / "model-720p-16fps-natten.safetensors", deep))
+    asked = read_checkpoint(write_net(tmp_path / "mine.safetensors", deep), natten=True)
+    for found in (named, asked):
+        assert found.config.pipe_config.net == deep.replace(sparse_attention=PUBLISHED[28])
+    assert (named.clip.num_frames, named.clip.video_size) == (93, (704, 1280))
+    assert read_checkpoint(tmp_path / "mine.safetensors").config.pipe_config.net == deep
+    own = write_net(tmp_path / "own-natten.safetensors", SMALL.replace(sparse_attention="S"))  # its file says it
+    assert read_checkpoint(own).config.pipe_config.net == SMALL.replace(sparse_attention="S")
+    with pytest.raises(ConfigError, match=r"natten\) was published for .* 28 and 36 blocks, this one has 1"):
+        read_checkpoint(write_net(tmp_path / "model-720p-10fps-natten.safetensors", SMALL))
 
 
 def test_predict25_base_and_post_trained(tmp_path: Path) -> None:
@@ -100,7 +117,10 @@ def test_a_moved_file_needs_its_config(tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere" / "mine.pt"
     moved.parent.mkdir()
     shutil.copy(run_file, moved)
-    with pytest.raises(CheckpointError, match="is no published size"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"a network of 128 channels and 1 blocks is no published size, .*: --config RUN/config.yaml",
+    ):
         load_world_model(moved)
     found = load_world_model(moved, config=tmp_path / "run" / "config.yaml")
     assert found.clip.num_frames == 9 and found.path == moved

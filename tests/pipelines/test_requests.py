@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from cosmos_predict.errors import ConfigError, DataError
-from cosmos_predict.pipelines.requests import output_path, read_batch
+from cosmos_predict.pipelines.requests import check_same_files, output_path, read_batch
 
 
 def test_published_keys(tmp_path: Path) -> None:
@@ -31,6 +33,8 @@ def test_published_keys(tmp_path: Path) -> None:
         ('[{"prompt": "a"},\n\n {"output_video": "x.mp4"}]', "line 3: item 1: prompt is None, expected str"),
         ('[{"prompt": ""}]', "line 1: item 0: prompt is '', expected str"),
         ('[{"prompt": "a", "seed": "1"}]', "item 0: seed is '1', expected int"),
+        ('[{"prompt": "a", "seed": -1}]', "item 0: seed is -1, expected int from 0 to 4294967295"),
+        ('[{"prompt": "a", "seed": true}]', "item 0: seed is True, expected int"),
         (
             '[{"prompt": "a", "output_video": "x.mp4"},\n {"prompt": "b", "output_video": "x.mp4"}]',
             "line 2: item 1 writes x.mp4",
@@ -42,6 +46,15 @@ def test_malformed_batches_show_the_line(tmp_path: Path, text: str, message: str
     batch.write_text(text)
     with pytest.raises(DataError, match=message):
         read_batch(batch, ["prompt"], ".mp4")
+
+
+def test_a_batch_that_is_not_utf8(tmp_path: Path) -> None:
+    batch = tmp_path / "batch.json"
+    batch.write_bytes('[{"prompt": "a"},\n {"prompt": "café"}]'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"batch.json: no UTF-8 text at line 2, byte 34 of the file \(0xe9\)"):
+        read_batch(batch, ["prompt"], ".mp4")
+    batch.write_bytes('\ufeff[{"prompt": "café"}]'.encode())
+    assert read_batch(batch, ["prompt"], ".mp4")[0]["prompt"] == "café"
 
 
 def test_no_batch_file(tmp_path: Path) -> None:
@@ -56,3 +69,25 @@ def test_output_names(tmp_path: Path) -> None:
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(ConfigError, match="is a folder: give the name of a file"):
         output_path(str(tmp_path / "folder.mp4"), (".mp4",))
+
+
+def test_files_of_a_sidecar_are_compared_by_option(tmp_path: Path) -> None:
+    old = {"command": "text2world", "arguments": {"lora_path": ["a", "b"], "dit_path": "m.pt", "prompt": "p.npy"}}
+    old["hashes"] = {"lora_path": ["1", "2"], "dit_path tokenizer": "3", "prompt": "4"}
+    sidecar = tmp_path / "a.json"
+    sidecar.write_text(json.dumps(old))
+
+    def check(hashes: Mapping[str, object], **arguments: object) -> None:
+        new = {"arguments": {**old["arguments"], **arguments}, "hashes": {**old["hashes"], **hashes}, "environment": {}}
+        check_same_files(sidecar, new)
+
+    check({})
+    check({"lora_path": ["1", "5"], "prompt": "5"}, lora_path=["a", "c"], prompt="q.npy")  # other files are meant
+    check({"lora_path": []}, lora_path=[])
+    check({"prompt": None}, prompt="p.npy")  # not read any more
+    for hashes, message in (
+        ({"lora_path": ["1", "5"]}, "b was 2 and is 5 now; give the one it was made with as --lora_path"),
+        ({"dit_path tokenizer": "5"}, "the tokenizer of m.pt was 3 and is 5 now; .* --dit_path$"),
+    ):
+        with pytest.raises(DataError, match=message):
+            check(hashes)

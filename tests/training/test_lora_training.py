@@ -87,7 +87,8 @@ def output(net: torch.nn.Module) -> torch.Tensor:
 
 def test_the_state_holds_what_is_trained_and_names_the_base(trained: Trainer, base: Path) -> None:
     folder = trained.folder
-    assert folder.read_index(3)["lora"] == {"base": str(base), "base_hash": file_hash(base), "rank": 4, "alpha": 8.0}
+    about = {"base": str(base), "base_hash": file_hash(base), "made_for": "predict2 video2world"}
+    assert folder.read_index(3)["lora"] == {**about, "rank": 4, "alpha": 8.0}
     state = states(folder)
     assert len([name for name in state if name.startswith("weights:")]) == 20  # 10 layers of one block
     assert not [name for name in state if ".lora_" not in name]
