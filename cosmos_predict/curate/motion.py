@@ -1,4 +1,5 @@
-"""How much a clip moves, from the motion vectors of its encoding: nothing is compared, half the clip is decoded at most."""
+"""How much a clip moves, from the motion vectors of its encoding: nothing is compared, of half the clip at most what is
+sampled is decoded, and what that refers to."""
 
 from __future__ import annotations
 
@@ -75,14 +76,20 @@ def clip_motion(path: Path, target_fps: float = 2.0, ratio: float = 0.5) -> dict
         step = max(1, round(rate / target_fps))
         step += step % 16 == 0  # not key frames alone (`media`: one of 16), which have no vectors
         left = max(10, round(target_fps * stream.frames / rate * ratio))
-        for index, frame in enumerate(container.decode(stream)):
-            vectors = None if index % step else frame.side_data.get("MOTION_VECTORS")
-            if vectors is not None:
-                table = vectors.to_ndarray()
-                yield motion_field(np.stack([table[name] for name in COLUMNS], axis=1), frame.height, frame.width)
-                left -= 1
-            if not left:
-                return
+        times = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None)
+        sampled = set(times[::step])
+        container.seek(times[0] if times else 0, stream=stream)
+        for packet in container.demux(stream):
+            needed = packet.pts is None or packet.pts in sampled
+            stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"  # what no frame refers to
+            for frame in packet.decode():
+                vectors = frame.side_data.get("MOTION_VECTORS") if frame.pts in sampled else None
+                if vectors is not None:
+                    table = vectors.to_ndarray()
+                    yield motion_field(np.stack([table[name] for name in COLUMNS], axis=1), frame.height, frame.width)
+                    left -= 1
+                if not left:
+                    return
 
     missing = {"global_mean": -1.0, "per_patch_min_256": -1.0}
     try:
