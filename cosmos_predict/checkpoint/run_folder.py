@@ -191,7 +191,9 @@ def published_file(path: str | Path, ema: bool = False) -> Path:
         return path if checkpoints is None else _latest_file(checkpoints, "ema" if ema else "reg")
     iteration = folder.newest()
     if iteration is None:
-        raise CheckpointError(f"{folder.root} holds no complete iteration yet; train it first, or give a file")
+        files = sorted(file for file in folder.checkpoints.iterdir() if file.suffix in (".pt", ".safetensors"))
+        give = f"give {files[0]}" if files else "train it first, or give a file"
+        raise CheckpointError(f"{folder.root} holds no complete iteration yet; {give}")
     if lora := folder.read_index(iteration).get("lora"):
         raise CheckpointError(
             f"{folder.root} holds LoRA adapters alone: give their base ({lora['base'] or 'random, made by the run'}) in its "

@@ -101,9 +101,9 @@ def build_parser(everything: bool = False) -> argparse.ArgumentParser:
     add_command("report", report, "count all records, of all shards, and write summary.json and report.html again")
     sub = commands.add_parser("check", help="load every sample of a dataset folder as the trainer does")
     sub.set_defaults(command=check)
-    sub.add_argument("dataset", help="folder with videos/ and t5_xxl/, or s3://BUCKET/KEY, which is downloaded")
+    sub.add_argument("dataset", help="folder with videos/ and t5_xxl/, or OUT; s3://BUCKET/KEY is downloaded")
     _add_options(sub, {"output-s3-profile-name": options["run"]["output-s3-profile-name"]})
-    sub.add_argument("--num-frames", type=positive_int, default=93, help="frames of a sample (default: 93)")
+    sub.add_argument("--num-frames", type=positive_int, help="frames of a sample (default: as split had, else 93)")
     for sub in commands.choices.values():  # after the command, too
         sub.add_argument("--help-all", action="help", help="show this, with the advanced options, and exit")
         sub.add_argument(
@@ -147,13 +147,14 @@ def split(args: argparse.Namespace) -> int:
     if args.dry_run:
         return 0
     output = Store(args.output_clip_path, args.output_s3_profile_name)
+    after = "then" if summary["uncaptioned"] else "next"
     status, encoder = _tell(summary, output), args.text_encoder
     weights = ["--model-weights-path", args.model_weights_path] if _t5(args.model_weights_path) else []
     if encoder == "auto":
         encoder = "t5" if weights else "none"
     captioned = any(place.endswith(".txt") for place in output.files(f"{DATASET}/metas"))
     if encoder == "none" or not captioned:
-        embedding = f"next, the text embeddings: python scripts/curate.py embed {output.root}"
+        embedding = f"{after}, the text embeddings: python scripts/curate.py embed {output.root}"
         print(embedding if captioned else f"{output.uri(DATASET)}: no captioned clip in it")
         return status
     words = ["embed", args.output_clip_path, "--text_encoder", encoder, *weights]
@@ -172,7 +173,7 @@ def _t5(weights: str) -> str:
 
 def _tell(summary: dict[str, Any], output: Store) -> int:
     """Print totals and errors; return 1 where something failed or nothing was kept, else 0."""
-    errors, empty, bare = (summary.pop(name) for name in ("errors", "empty", "bare"))
+    errors, empty, bare, uncaptioned = (summary.pop(name) for name in ("errors", "empty", "bare", "uncaptioned"))
     for name, value in summary.items():
         print(f"{name:32} {f'{value:.1f}' if isinstance(value, float) else value}")
     for where, message in errors.items():
@@ -185,6 +186,8 @@ def _tell(summary: dict[str, Any], output: Store) -> int:
             print(f"rejected: {count} clips: {reason}{advice}", file=sys.stderr)
         print("nothing is kept", file=sys.stderr)
     print(f"{'report':32} {output.uri('report.html')}")
+    if uncaptioned:
+        print(f"{uncaptioned} clips have no caption; next: python scripts/curate.py caption {output.root}")
     return 1 if errors or bare else 0
 
 
@@ -199,7 +202,11 @@ def refilter(args: argparse.Namespace) -> int:
     given, stages = _given(args, "filters"), _values(args, "stages")
     if "stage" in args:
         given["stage"] = [own.fingerprint(stage) for stage in args.stage]
-    return _tell(revise.refilter(_store(args), {**_values(args, "run"), **stages}, given), _store(args))
+    summary = revise.refilter(_store(args), {**_values(args, "run"), **stages}, given)
+    status = _tell({**summary, "uncaptioned": 0}, _store(args))  # `lacking` tells of these
+    for line in revise.lacking(_store(args)):
+        print(line)
+    return status
 
 
 def caption(args: argparse.Namespace) -> int:
@@ -209,7 +216,8 @@ def caption(args: argparse.Namespace) -> int:
     given = _given(args, "captions", "models", "writing")
     summary, made, failed = revise.recaption(_store(args), _values(args, "run"), given, args.all)
     summary["errors"] |= failed  # some of these are recorded, too
-    print(f"{made} clips captioned, {len(failed)} failed; next: python scripts/curate.py embed {args.output}")
+    after = "then" if summary["uncaptioned"] else "next"
+    print(f"{made} clips captioned, {len(failed)} failed; {after}: python scripts/curate.py embed {args.output}")
     return _tell(summary, _store(args))
 
 
@@ -264,7 +272,18 @@ def check(args: argparse.Namespace) -> int:
     if dataset.remote and not (dataset.files("videos") and dataset.files("t5_xxl")):
         raise DataError(f"{dataset.root}: expected a dataset with videos/ and t5_xxl/ (curate.py embed makes those)")
     with scratch_folder() as scratch, dataset.local("", scratch) as folder:
-        return _check(folder, dataset.root, args.num_frames)
+        return _check(folder, dataset.root, args.num_frames or _recorded_frames(dataset))
+
+
+def _recorded_frames(dataset: Store) -> int:
+    """Return --num-frames of the `split` that made a dataset: by a record of the folder, or of the one above it."""
+    from cosmos_predict.curate.records import Records
+
+    for root in (dataset.root, dataset.root.rpartition("/")[0] or "/"):
+        records = Records(Store(root, dataset.profile), {})
+        for record in map(records.read, records.videos()[:1]):
+            return int(record["options"].get("num_frames", 93))
+    return 93
 
 
 def _check(folder: Path, name: str, num_frames: int) -> int:

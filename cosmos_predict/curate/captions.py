@@ -15,6 +15,7 @@ from cosmos_predict.curate.stage import Clip, Window
 from cosmos_predict.curate.vlm import Model, final_answer, prompts, watch
 from cosmos_predict.errors import DataError
 
+TABLES = ("captions.jsonl", "captions.csv")
 Captioner = Callable[[Clip, Window], str]  # returns the caption, or raises DataError saying why there is none
 
 
@@ -22,8 +23,8 @@ def sidecar(clip: Clip, window: Window) -> str:
     """Return the caption beside the clip's video: the first of these that there is.
 
     `NAME.txt`, or `../metas/NAME.txt`; `NAME.json` with `caption` or `prompt`; the lines of `captions.jsonl` or
-    `captions.csv` in the folder that name the video, with their captions (columns: `data.captions.COLUMNS`). Where there
-    are several captions, with `start` and `end` in seconds of the video, the one that overlaps the window most is taken.
+    `captions.csv` that name the video (columns: `data.captions.COLUMNS`; tables: `names`). Where there are several
+    captions, with `start` and `end` in seconds of the video, the one that overlaps the window most is taken.
 
     Raises DataError where there is none, or a file is not what its name says.
     """
@@ -32,17 +33,34 @@ def sidecar(clip: Clip, window: Window) -> str:
     for place in (path.with_suffix(".txt"), path.parent.parent / "metas" / f"{path.stem}.txt"):
         if place.is_file() and (text := _text(place)):
             return text
-    tables = [path.parent / "captions.jsonl", path.parent / "captions.csv"]
-    rows = [
-        row for file in (path.with_suffix(".json"), *tables) for row in _rows(file) if row["name"] in ("", path.stem)
-    ]
-    overlaps = [min(end, row.get("end", end)) - max(start, row.get("start", start)) for row in rows]
-    if not rows or max(overlaps) <= 0:
-        raise DataError(
-            f"no caption of {clip.video.relative}, {start:.1f}..{end:.1f} s: expected {path.stem}.txt or .json beside it, or "
-            "its line in captions.jsonl; or choose --captioning-algorithm template"
+    beside = path.with_suffix(".json")
+    tables = (folder / name for folder in [*path.parents][: len(Path(clip.video.relative).parts)] for name in TABLES)
+    found = [(file, row) for file in (beside, *tables) for row in rows(file) if names(file, row, path)]
+    overlaps = [min(end, row.get("end", end)) - max(start, row.get("start", start)) for _, row in found]
+    if not found or max(overlaps) <= 0:
+        files = " and ".join(dict.fromkeys(file.name for file, _ in found))
+        expected = (
+            f"{path.stem}.txt or .json beside it, or its line in captions.jsonl or captions.csv there or further up"
         )
-    return rows[overlaps.index(max(overlaps))]["caption"]
+        raise DataError(
+            f"no caption of {clip.video.relative}, {start:.1f}..{end:.1f} s: "
+            + (f"{files} has no entry for these seconds" if found else f"expected {expected}")
+            + "; or choose --captioning-algorithm template"
+        )
+    return found[overlaps.index(max(overlaps))][1]["caption"]
+
+
+def names(table: Path, row: Mapping[str, Any], video: Path) -> bool:
+    """Return whether a line of a table means a video: it has its path from the table's folder, with or without suffix.
+
+    In the video's own folder its name is enough, but not behind that of a folder there; an entry of NAME.json needs neither.
+    """
+    if row["name"] != video.stem:
+        return not row["name"]
+    named = table.parent / row["file"]
+    if named.with_suffix("") == video.with_suffix("") or video.parent != table.parent:
+        return named.with_suffix("") == video.with_suffix("")
+    return not (named.is_relative_to(table.parent) and named.parent.is_dir())
 
 
 def template(pattern: str) -> Captioner:
@@ -103,8 +121,11 @@ def _text(file: Path) -> str:
         raise DataError(f"{file}: expected a caption in UTF-8, got {error}") from error
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
-    """Return {name, caption, start?, end?} of each entry of a file; name: the video's without suffix, "" in NAME.json."""
+def rows(file: Path) -> list[dict[str, Any]]:
+    """Return {file, name, caption, start?, end?} of each entry; [] where there is no such file.
+
+    name: of the video, without suffix, "" in NAME.json. Raises DataError for another content.
+    """
     return _read_rows(file, file.stat().st_mtime_ns) if file.is_file() else []
 
 
@@ -125,11 +146,18 @@ def _read_rows(file: Path, changed: int) -> list[dict[str, Any]]:
             entries = [{(key or "").strip().lower(): value for key, value in row.items()} for row in found]
         else:
             entries = [json.loads(line) for line in text.splitlines() if line.strip()]
-        return [_row(entry, files, texts, named=file.suffix != ".json") for entry in entries]
+        found = [_row(entry, files, texts, named=file.suffix != ".json") for entry in entries]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         expected = "expected entries with caption (and file, in a table)"
         columns = f"columns of a table: {' or '.join(files)}; {' or '.join(texts)}"
         raise DataError(f"{file}: {expected}, got {error!r}; {columns}") from error
+    for number, row in enumerate(found, 1):
+        for key in ("start", "end"):
+            try:
+                row |= {key: float(row[key])} if key in row else {}
+            except (ValueError, TypeError) as error:
+                raise DataError(f"{file}: entry {number}: {key} must be seconds, got {row[key]!r}") from error
+    return found
 
 
 def _row(entry: Mapping[str, Any], files: Sequence[str], texts: Sequence[str], named: bool) -> dict[str, Any]:
@@ -139,5 +167,5 @@ def _row(entry: Mapping[str, Any], files: Sequence[str], texts: Sequence[str], n
     caption = next((entry[key] for key in texts if key in entry), None)
     if not isinstance(caption, str):
         raise ValueError(f"no caption in {dict(entry)}")
-    seconds = {key: float(entry[key]) for key in ("start", "end") if entry.get(key) not in (None, "")}
-    return {"name": Path(name).stem, "caption": caption.strip(), **seconds}
+    seconds = {key: entry[key] for key in ("start", "end") if entry.get(key) not in (None, "")}
+    return {"file": name, "name": Path(name).stem, "caption": caption.strip(), **seconds}

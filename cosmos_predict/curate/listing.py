@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import zlib
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +15,14 @@ from typing import Any
 
 from loguru import logger
 
+from cosmos_predict.curate.captions import TABLES, names, rows
 from cosmos_predict.curate.storage import Store
 from cosmos_predict.data.video_reader import VIDEO_SUFFIXES
 from cosmos_predict.errors import ConfigError, DataError
 
 SUFFIXES = (*VIDEO_SUFFIXES, ".ts")
-TABLES = ("captions.jsonl", "captions.csv")
 LISTED = 200  # ignored files that are named
+LINES = 5  # of tables
 
 
 @dataclass
@@ -39,7 +42,7 @@ def beside(relative: str) -> set[str]:
     """Return where the captions of a video may be (`captions.sidecar`), as paths relative to the input folder."""
     path = Path(relative)
     texts = [path.with_suffix(".txt"), path.with_suffix(".json"), path.parent.parent / "metas" / f"{path.stem}.txt"]
-    return {place.as_posix() for place in (*texts, *(path.parent / name for name in TABLES))}
+    return {place.as_posix() for place in (*texts, *(folder / name for folder in path.parents for name in TABLES))}
 
 
 def list_videos(
@@ -87,8 +90,12 @@ def linked_folders(source: Store) -> list[str]:
 
 
 def require_captions(source: Store, inputs: Inputs) -> None:
-    """Raise DataError where there is no caption beside any video (`captions.sidecar`)."""
+    """Raise DataError where there is no caption beside any video (`captions.sidecar`); warn of lines that name no video."""
     if inputs.beside:
+        if strangers := _strangers(source, inputs):
+            shown = ", ".join(strangers[:LINES]) + (", ..." if len(strangers) > LINES else "")
+            where = "a table names videos by their paths from its own folder"
+            logger.warning(f"{len(strangers)} lines of caption tables name no video here: {shown}; {where}")
         return
     root, _, _ = source.root.rpartition("/")
     above = Store(root or "/", source.profile).files("metas")
@@ -98,6 +105,21 @@ def require_captions(source: Store, inputs: Inputs) -> None:
             "captions.csv); choose --captioning-algorithm template (from file names), none (curate.py caption adds them "
             "later), qwen, cosmos_r1 or openai (a model's)"
         )
+
+
+def _strangers(source: Store, inputs: Inputs) -> list[str]:
+    """Return "TABLE: FILE" of the lines of tables on this machine that name no video; a table that is none is told of later."""
+    found, tables = list[str](), [] if source.remote else inputs.beside
+    videos = [Path(source.root, place) for place in inputs.videos]
+    for table in (Path(source.root, place) for place in tables if Path(place).name in TABLES):
+        with contextlib.suppress(DataError):
+            below = defaultdict[str, list[Path]](list)
+            for video in videos:
+                if video.is_relative_to(table.parent):
+                    below[video.stem].append(video)
+            lines = (row for row in rows(table) if not any(names(table, row, video) for video in below[row["name"]]))
+            found += [f"{table.relative_to(source.root)}: {row['file']}" for row in lines]
+    return found
 
 
 def read_list(path: str, profile: str = "") -> list[str]:

@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cosmos_predict.curate.changes import Changes, differences
 from cosmos_predict.curate.media import Footage
 from cosmos_predict.curate.stage import Clip, Video, Window
 from cosmos_predict.curate.storage import DATASET, Store
@@ -34,6 +35,7 @@ from cosmos_predict.io.lock import hold
 FOLDER = "processed_videos"
 OWN_KEYS = {"video", "video_uuid", "status", "num_total_clips", "num_clip_chunks", "error", "attempts", "clips"}
 OWN_KEYS |= {"input", "options", "limits", "outputs"}  # of a record; the others are facts of the video
+EDITED = "edited_caption"  # key of a window's row in a clip's meta
 AT_ONCE, BATCH = 16, 512  # records that are read at a time; that are held
 CRASH = "Crash"  # type of the error of a video whose process died: it is tried in a process of its own from then on
 
@@ -44,7 +46,6 @@ class Records:
     def __init__(
         self, output: Store | Path, options: Mapping[str, Any], shard: str = "1/1", work: str | Path = ""
     ) -> None:
-        self.defaults: Mapping[str, Any] = {}  # of options, which a record of an older version may not have
         self.output, self.options = output if isinstance(output, Store) else Store(output), dict(options)
         remote = f"curate-{zlib.crc32(self.output.root.encode()):08x}"  # the same one next time
         self.locks = Path(tempfile.gettempdir(), remote) if self.output.remote else Path(self.output.root, ".work")
@@ -179,45 +180,28 @@ class Records:
 
         Raises ConfigError where options or a file have changed, with the differences.
         """
-        chosen, others, changes = [], Counter[str](), list[str]()
+        chosen, others, changes = [], Counter[str](), Changes(self.options)
         for video, (_, record) in zip(videos, self.scan([video.relative for video in videos]), strict=True):
             video.recorded = None if record else _past(record)  # names of all files of all videos would be many
             status = record.get("status", "writing")
-            changed = self._changes(video, record) if status != "writing" else []
+            changed = differences(record, self.options, video) if status != "writing" else {}
             failed = status == "failed" or any(clip["error"] for clip in record.get("clips", {}).values())
             again = {"all": True, "changed": bool(changed), "failed": failed}.get(redo, False)
-            if changed and not again:
-                changes.append(f"{video.relative}: {'; '.join(changed)}")
-            elif again or status == "writing" or (status == "failed" and record["attempts"] < max_attempts):
+            if changed and not again and changes.refuse(video.relative, record, changed):
+                continue
+            if again or status == "writing" or (status == "failed" and record["attempts"] < max_attempts):
                 chosen.append(video)
                 self.crashed |= {video.relative} if _past(record)["crashed"] else set()
             else:
                 others["given up after repeated failures" if status == "failed" else "done before"] += 1
                 if video.relative in self.left:
                     self._unmark(video.relative)
-        if changes:
-            shown = "\n  ".join(changes[:5] + ([f"and {len(changes) - 5} more"] if len(changes) > 5 else []))
-            raise ConfigError(
-                f"{self.output.root} holds results of other options or files:\n  {shown}\n"
-                "--redo changed makes those again; or choose another output folder"
-            )
+        changes.tell(self.output.root)
         return chosen, others
 
     def suspects(self, videos: Iterable[Video]) -> list[Video]:
         """Return those of `todo` that may kill the process: it died while they were in hand."""
         return [video for video in videos if video.relative in self.left | self.crashed]
-
-    def _changes(self, video: Video, record: Mapping[str, Any]) -> list[str]:
-        old, new = record["options"], self.options
-        old, new = {**self.defaults, **old}, {**self.defaults, **new}
-        old, new = ({**dict.fromkeys((key for key in (*old, *new) if " " in key), 1), **side} for side in (old, new))
-        keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-        if old.get("captioning_backend") == "auto":  # of an older version, which did not note what that meant
-            keys = [key for key in keys if key != "captioning_backend"]
-        names = [key if " " in key else f"--{key.replace('_', '-')}" for key in keys]  # a stage's version, or a flag
-        found = [f"{name} was {old.get(key)}, is {new.get(key)}" for key, name in zip(keys, names, strict=True)]
-        same = (record["video"], record["input"]) == (video.identity, video.stamp)
-        return found + ([] if same else [f"the file has changed, or was {record['video']}"])
 
     def publish(self, video: Video, made: Mapping[str, Path | str | None]) -> None:
         """Bring a video's results to their places; what an earlier run left of it and is no longer made goes first.
@@ -316,6 +300,7 @@ class Records:
             window = Window(row["start_frame"], row["end_frame"], caption, *enhanced)
             tokens = [row.get(f"{clip.meta['caption_source']}_{kind}_tokens", 0) for kind in ("prompt", "output")]
             window.prompt_tokens, window.output_tokens = tokens
+            window.edited = row.get(EDITED)
             clip.windows.append(window)
 
 

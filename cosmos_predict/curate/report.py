@@ -43,12 +43,14 @@ def write_report(records: Records) -> None:
     kept, rejected = list[tuple[str, str]](), defaultdict[str, list[tuple[str, str]]](list)
     seen = defaultdict[str, Counter[str]](Counter)  # by reason, "" of what is kept: how many clips show which fault
     problems, counts, source, options = list[tuple[str, str]](), Counter[str](), "", dict[str, Any]()
+    partly = list[tuple[str, str]]()  # videos of which parts are in no clip
     for relative, record in records.scan():
         options, limits = record["options"], {**limits, **record.get("limits", {})}
         source = record["video"].removesuffix(relative)
         counts.update({"videos": 1, "seconds of video": record.get("duration", 0)})
         if record["status"] == "empty":
             problems.append((relative, f"no clip: {record.get('no_clips', '')}"))
+        partly += [(relative, record["left_out"])] if record.get("left_out") and not record["error"] else []
         given_up = " (tried several times)" if record["attempts"] > 1 else ""
         clips = {} if record["error"] else record["clips"]
         for where, error in [(relative, record["error"]), *((n, c["error"]) for n, c in clips.items())]:
@@ -76,8 +78,6 @@ def write_report(records: Records) -> None:
             + "</div>"
             for reason, clips in sorted(rejected.items(), key=lambda item: (-len(item[1]), item[0]))
         ]
-    rows = [f"<tr><td>{escape(where)}</td><td>{escape(text)}</td></tr>" for where, text in problems[:PROBLEMS]]
-    rows += [f"<tr><td>and {len(problems) - PROBLEMS} more</td></tr>"] if len(problems) > PROBLEMS else []
     inputs = present(records)
     ignored = [f"<tr><td>{escape(file)}</td><td>{escape(why)}</td></tr>" for file, why in inputs.ignored.items()]
     left = inputs.num_ignored - len(ignored)
@@ -89,12 +89,19 @@ def write_report(records: Records) -> None:
         "rejected": "".join(refused) or "Nothing.",
         "kept": "".join(shown) or "Nothing.",
         "faults": _counted(seen[""]),
-        "problems": f"<table>{''.join(rows)}</table>" if rows else "Nothing.",
+        "problems": _table(problems),
+        "partly": _table(partly),
         "ignored": f"<table>{''.join(ignored)}</table>" if ignored else "Nothing.",
         "options": escape(json.dumps(options, indent=1)),
     }
     template = Path(__file__).with_name(PAGE).read_text(encoding="utf-8")
     records.output.write(PAGE, Template(template).substitute(parts))
+
+
+def _table(lines: Sequence[tuple[str, str]]) -> str:
+    rows = [f"<tr><td>{escape(where)}</td><td>{escape(text)}</td></tr>" for where, text in lines[:PROBLEMS]]
+    rows += [f"<tr><td>and {len(lines) - PROBLEMS} more</td></tr>"] if len(lines) > PROBLEMS else []
+    return f"<table>{''.join(rows)}</table>" if rows else "Nothing."
 
 
 def _numbers(scores: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -12,18 +12,20 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
 from cosmos_predict.curate import engine, own
+from cosmos_predict.curate.changes import captioned_clips, kept_clips
 from cosmos_predict.curate.fetch import Fetch
 from cosmos_predict.curate.filters import Filter
 from cosmos_predict.curate.records import Records
 from cosmos_predict.curate.report import conclude
 from cosmos_predict.curate.stage import Clip, Stage, Video
 from cosmos_predict.curate.stages import Caption, build_stages, defaults, settle_backend
-from cosmos_predict.curate.storage import Store
+from cosmos_predict.curate.storage import DATASET, Store
 from cosmos_predict.curate.write import Write
 from cosmos_predict.errors import ConfigError, DataError, UnavailableError
 
@@ -44,6 +46,7 @@ class Judge(Stage):
         self.judges = [
             (stage, {stage.score} if isinstance(stage, Filter) else _bases(stage.limits())) for stage in filters
         ]
+        self.rescored = list[str]()  # stages of one's own that would make other scores now
         # By filter: clips that come to it with a score, and without.
         self.scored, self.bare = Counter[str](), Counter[str]()
 
@@ -61,7 +64,9 @@ class Judge(Stage):
         """Return what is missing, of the videos so far; a stage of one's own need not score every clip, but some."""
         judges = [(stage, names) for stage, names in self.judges if names and self.bare[stage.name]]
         judges = [row for row in judges if isinstance(row[0], Filter) or not self.scored[row[0].name]]
-        return [f"{self.bare[stage.name]} clips have no {', '.join(sorted(names))}" for stage, names in judges]
+        lacking = [f"{self.bare[stage.name]} clips have no {', '.join(sorted(names))}" for stage, names in judges]
+        other = "other code than limits() and decide() has changed since it made the recorded scores"
+        return lacking or [f"--stage {name}: {other}" for name in self.rescored]
 
 
 def _bases(limits: Iterable[str]) -> set[str]:
@@ -203,6 +208,7 @@ def revise(results: Store, run: Mapping[str, Any], given: Mapping[str, Any], cho
                     plans[key] = _Plan(records.options, records.limits, stages)
                 plans[key].members.append(relative)
                 if isinstance(judge := plans[key].stages[0], Judge):
+                    judge.rescored = own.rescored(record["options"].get("stage", []), given.get("stage", []))
                     video = records.outline(relative, record)
                     with contextlib.suppress(Exception):  # of a stage of one's own: told when it is this video's turn
                         judge.process(video)
@@ -224,6 +230,19 @@ def revise(results: Store, run: Mapping[str, Any], given: Mapping[str, Any], cho
             engine.run(records.restored(plan.members), plan.stages, finish, run["executor"], run["workers"])
         summary = conclude(records)
         return {**summary, "errors": {**summary["errors"], **failed}}
+
+
+def lacking(results: Store) -> list[str]:
+    """Return what the dataset lacks, with the command that makes it: clips without a caption, captions without an embedding."""
+    records, bare = Records(results, {}), 0
+    for _, record in records.scan():
+        options = {**defaults(), **record["options"]}
+        if options["captioning_algorithm"] != "none" and options["generate_cosmos_predict_dataset"] != "disable":
+            bare += len(kept_clips(record) - captioned_clips(record))
+    texts, vectors = ({Path(name).stem for name in results.files(f"{DATASET}/{part}")} for part in ("metas", "t5_xxl"))
+    told = [f"{bare} clips have no caption: curate.py caption {results.root} ..."] if bare else []
+    without = f"{len(texts - vectors)} samples have no embedding: curate.py embed {results.root}"
+    return [*told, without] if texts - vectors else told
 
 
 @dataclass

@@ -19,7 +19,7 @@ from cosmos_predict.curate.progress import Progress
 from cosmos_predict.curate.records import Records
 from cosmos_predict.curate.report import conclude
 from cosmos_predict.curate.stage import Stage, Video
-from cosmos_predict.curate.stages import build_stages, defaults, settle
+from cosmos_predict.curate.stages import build_stages, settle
 from cosmos_predict.curate.storage import Store
 from cosmos_predict.curate.summary import Performance
 from cosmos_predict.curate.write import Write
@@ -46,7 +46,10 @@ def split(
         )
     if options["transnetv2_max_length_s"] < options["transnetv2_min_length_s"]:
         raise ConfigError("--transnetv2-max-length-s is smaller than --transnetv2-min-length-s")
-    options = settle(options)
+    before = Records(results, {})
+    names = [] if results.remote else before.videos()[:1]  # a bucket's are read once, below
+    detectors = [before.read(name).get("options", {}).get("splitting_algorithm") for name in names]
+    options = settle(options, again="content" in detectors)
     dry, records = options["dry_run"], open_records(results, options, run_options)
     named, profile = options["input_video_list_json_path"], options["input_video_list_s3_profile_name"]
     listed, inputs = list_videos(footage, options["shard"], read_list(named, profile) if named else None)
@@ -77,6 +80,8 @@ def split(
                 print(f"{video.relative}: frames {clip.start}..{clip.end - 1}, from {clip.span[0]:.2f} s")
             if not dry:
                 records.finish(video)
+            elif why := video.footage.facts.get("no_clips") or video.footage.facts.get("left_out"):
+                print(f"{video.relative}: {why}")
             progress.add(video)
             performance.add(video)
             video.clips.clear()  # which know it, too: a ring that would stay in memory
@@ -109,9 +114,7 @@ def open_records(results: Store, options: Mapping[str, Any], run_options: Collec
     """Return the records of an output folder; they note the options that results depend on."""
     kept = {name: value for name, value in options.items() if name not in run_options}
     kept["stage"] = [own.fingerprint(given) for given in options["stage"]]
-    records = Records(results, kept, options["shard"], options["work_dir"])
-    records.defaults = defaults()
-    return records
+    return Records(results, kept, options["shard"], options["work_dir"])
 
 
 def assemble(options: Mapping[str, Any], records: Records, footage: Store, others: Collection[str]) -> list[Stage]:

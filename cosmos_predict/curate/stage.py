@@ -31,6 +31,7 @@ class Window:
     end: int
     caption: str = ""
     enhanced: str = ""  # the caption as a model rewrote it
+    edited: str | None = None  # as it was edited in the dataset, of a clip that has left that
     prompt_tokens: int = 0  # of the model that wrote the caption
     output_tokens: int = 0
 

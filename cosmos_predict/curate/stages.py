@@ -35,8 +35,9 @@ LEAST |= {
 }
 
 
-def settle(options: Options) -> dict[str, Any]:
-    """Return the options with what this machine decides: shots by contents where there are no weights of TransNetV2.
+def settle(options: Options, again: bool = False) -> dict[str, Any]:
+    """Return the options with what this machine decides: shots by contents where there are no weights of TransNetV2 (and a
+    warning, unless results were made so before: `again`).
 
     The settled ones belong in the records, so that a run that goes on elsewhere does not mix both unnoticed. Raises
     ConfigError for options that do not fit together.
@@ -54,11 +55,14 @@ def settle(options: Options) -> dict[str, Any]:
             f"windows may have only {shortest} frames, fewer than training samples of {options['num_frames']} and one to "
             "spare: --captioning-window-size and --captioning-remainder-threshold should be larger, or --num-frames smaller"
         )
+    if more := (options["num_frames"] - 1) % 4:
+        near = f"{options['num_frames'] - more} or {options['num_frames'] - more + 4}"
+        logger.warning(f"--num-frames {options['num_frames']}: training takes 4 k + 1 frames, as {near}")
     if options["dataset_caption"] == "enhanced" and not options["enhance_captions"]:
         raise ConfigError("--dataset-caption enhanced: there are no enhanced captions without --enhance-captions")
     if options["splitting_algorithm"] == "transnetv2" and not Path(weights).is_file():
         settled["splitting_algorithm"] = "content"
-        logger.warning(
+        (logger.debug if again else logger.warning)(
             f"{weights}: no weights of TransNetV2, so the content detector finds the shots; python "
             "scripts/download_curate_models.py --models transnetv2 fetches them, --splitting-algorithm content means it"
         )
@@ -77,13 +81,18 @@ def settle_backend(options: Options) -> dict[str, Any]:
 
 
 @functools.cache
-def defaults() -> dict[str, Any]:
-    """Return {name: default} of the options that results depend on: `options.yaml`."""
+def groups() -> dict[str, dict[str, Any]]:
+    """Return {group: {name: default}} of the options that results depend on: `options.yaml`."""
     import yaml
 
-    groups = yaml.safe_load(Path(__file__).with_name("options.yaml").read_text(encoding="utf-8"))
-    of = {name: value for group, rows in groups.items() if group != "run" for name, (value, *_) in rows.items()}
-    return {name.replace("-", "_"): value for name, value in of.items()}
+    found = yaml.safe_load(Path(__file__).with_name("options.yaml").read_text(encoding="utf-8"))
+    named = {group: {name.replace("-", "_"): row[0] for name, row in rows.items()} for group, rows in found.items()}
+    return {group: options for group, options in named.items() if group != "run"}
+
+
+def defaults() -> dict[str, Any]:
+    """Return {name: default} of the options that results depend on."""
+    return {name: default for options in groups().values() for name, default in options.items()}
 
 
 def build_stages(options: Options) -> list[Stage]:
@@ -161,29 +170,51 @@ class Split(Stage):
         item.clips = [clip for clip in made if clip.end - clip.start >= shortest][: options["limit_clips"] or None]
         if not item.clips:
             item.footage.facts["no_clips"] = why_none(shots, fps, options)
+        elif lost := what_is_left_out(item.clips, shots, count, fps, options):
+            item.footage.facts["left_out"] = lost
+
+
+def what_is_left_out(
+    clips: Sequence[Clip], shots: Sequence[spans.Span], count: int, fps: float, options: Options
+) -> str:
+    """Return what of a video of `count` frames is in none of its clips, and why; "" where only ends of shots were cropped."""
+    short = [end - start for start, end in shots if not any(start <= c.start and c.end <= end for c in clips)]
+    between, used = count - sum(end - start for start, end in shots), sum(clip.end - clip.start for clip in clips)
+    told = [f"{len(short)} of {len(shots)} shots without a clip ({sum(short) / fps:.1f} s)"] if short else []
+    told += [f"{between / fps:.1f} s black or in transitions"] if between > fps else []
+    rest = count - between - sum(short) - used
+    cropped = 2 * options["transnetv2_crop_s"] + 1  # seconds of a clip, generously
+    told += [f"{rest / fps:.1f} s off the others"] if rest > fps * len(clips) * cropped else []
+    told += [f"--limit-clips {len(clips)}"] if len(clips) == options["limit_clips"] else []
+    told += [needed(fps, options)] if short else []
+    return f"{used / fps:.1f} of {count / fps:.1f} s in clips: {', '.join(told)}" if told else ""
 
 
 def why_none(shots: Sequence[spans.Span], fps: float, options: Options) -> str:
     """Return why no shot makes a clip: the longest, what is cut off it, and which option asks for more than is left."""
     left = longest = max((end - start for start, end in shots), default=0)
     told = [f"{'1 shot' if len(shots) == 1 else f'{len(shots)} shots, the longest'} of {longest} frames"]
-    least = {f"--num-frames {options['num_frames']}, and one to spare": options["num_frames"] + 1}
     if options["splitting_algorithm"] == "fixed-stride":
-        names = ["fixed_stride_min_clip_length_s"]
         told.append(f"by --fixed-stride-split-duration {options['fixed_stride_split_duration']}")
     else:
-        names = ["transnetv2_min_length_s", "transnetv2_min_length_frames"]
         if 0 < (most := math.ceil(options["transnetv2_max_length_s"] * fps)) < longest:
             told.append(f"cut to {most} (--transnetv2-max-length-s {options['transnetv2_max_length_s']})")
             left = most
         if cropped := int(options["transnetv2_crop_s"] * fps):
             told.append(f"{cropped} cropped off both ends (--transnetv2-crop-s {options['transnetv2_crop_s']})")
             told.append(f"{max(left - 2 * cropped, 0)} are left")
-    for name in names:
+    return f"{', '.join(told)}; {needed(fps, options)}"
+
+
+def needed(fps: float, options: Options) -> str:
+    """Return how many frames a clip needs, and the option that asks for most."""
+    least = {f"--num-frames {options['num_frames']}, and one to spare": options["num_frames"] + 1}
+    names = ["transnetv2_min_length_s", "transnetv2_min_length_frames"]
+    for name in ["fixed_stride_min_clip_length_s"] if options["splitting_algorithm"] == "fixed-stride" else names:
         value = options[name]
         least[f"--{name.replace('_', '-')} {value}"] = value if name.endswith("frames") else math.ceil(value * fps)
     flag = max(least, key=lambda name: least[name])
-    return f"{', '.join(told)}; a clip needs {least[flag]} ({flag})"
+    return f"a clip needs {least[flag]} frames ({flag})"
 
 
 class Transcode(Stage):

@@ -21,7 +21,7 @@ from typing import Any
 from cosmos_predict.curate.listing import Inputs
 from cosmos_predict.curate.records import AT_ONCE, BATCH, Records
 from cosmos_predict.curate.stage import Video, Window, is_lost
-from cosmos_predict.curate.storage import Store
+from cosmos_predict.curate.storage import DATASET, Store
 from cosmos_predict.errors import CorruptFileError
 
 SUMMARY, CAPTIONS = "summary.json", "v0/all_window_captions.json"
@@ -66,14 +66,14 @@ def summarise(
     records: Records, of: Collection[str] | None = None, inputs: Inputs | None = None, captions: bool | None = None
 ) -> dict[str, Any]:
     """Write `summary.json` and the captions of all videos; return some totals, `errors` {place: message}, `empty` {video without
-    a clip: why}, `bare`.
+    a clip: why}, `bare`, and `uncaptioned`, the number of kept clips without a caption for some window.
 
     of: the videos whose errors are returned, and of which something should have been kept (`bare`: there are some, and
     nothing is); None: all, and there should be some. inputs: None: as the present summary has them. captions: whether to write
     them; None: where they have been written before.
     """
     totals, rejected, errors, videos = Counter[str](), Counter[str](), {}, dict[str, Any]()
-    published, longest, spoken = Counter[str](), 0.0, dict[str, Any]()
+    published, longest, spoken, samples, uncaptioned, left = Counter[str](), 0.0, dict[str, Any](), 0, 0, 0.0
     told, empty, bare = dict[str, str](), dict[str, str](), of is None or bool(of)
     inputs = present(records) if inputs is None else inputs
     captions = records.output.read(CAPTIONS) is not None if captions is None else captions
@@ -100,6 +100,9 @@ def summarise(
         published["total_video_duration"] += record.get("duration", 0)
         published["total_video_bytes"] += (record.get("input") or [0])[0]
         spoken[relative] = chunk.get("all_windows", {})
+        uncaptioned += sum(bool(clip["error"]) or uuid not in spoken[relative] for uuid, clip in kept.items())
+        samples += sum(place.startswith(f"{DATASET}/videos/") for place in record.get("outputs", ()))
+        left += sum(clip["duration"] for clip in kept.values())
         videos[relative] = {"source_video": record["video"]}
         videos[relative] |= {key: record[key] for key in ("video_uuid", "num_clip_chunks", "num_total_clips")}
         videos[relative] |= {
@@ -118,7 +121,9 @@ def summarise(
     own = {"errors": errors, "num_ignored_files": inputs.num_ignored, "ignored_files": [*inputs.ignored.items()]}
     summary = {**counts, **shown, **own, **{name: videos[name] for name in sorted(videos)}}
     records.output.write(SUMMARY, json.dumps(summary, indent=1))
-    return {**shown, "num_clips_filtered_by": dict(rejected), "errors": told, "empty": empty, "bare": bare}
+    shown |= {"num_clips_filtered_by": dict(rejected), "num_samples": samples}
+    shown["minutes_kept"] = f"{left / 60:.1f} of {published['total_video_duration'] / 60:.1f}"
+    return {**shown, "errors": told, "empty": empty, "bare": bare, "uncaptioned": uncaptioned}
 
 
 class Performance:

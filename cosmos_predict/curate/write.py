@@ -9,7 +9,7 @@ from typing import Any
 
 from cosmos_predict.curate import media
 from cosmos_predict.curate.engine import reason
-from cosmos_predict.curate.records import DATASET, Records
+from cosmos_predict.curate.records import DATASET, EDITED, Records
 from cosmos_predict.curate.stage import Clip, Stage, Video, Window
 from cosmos_predict.curate.summary import chunk_place, chunk_record
 from cosmos_predict.data.video_reader import probe
@@ -52,12 +52,22 @@ class Write(Stage):
         """Return the files of a clip, and its meta."""
         place = clip.place or f"{'filtered_clips' if clip.rejected else 'clips'}/{clip.uuid}.mp4"
         leave_out = self.options["no_upload_clips"]
-        meta = self._meta(clip, "" if leave_out else place)
         made: Made = {} if leave_out else {place: None if clip.place else clip.path}
+        for window in clip.windows:
+            made |= (self._sample(clip, window) | self._preview(clip, window)) if clip.alive else {}
+            text = f"{DATASET}/metas/{_stem(clip, window)}.txt"
+            now = None if text in made else self._edited(clip, window, text)
+            window.edited = window.edited if text not in made and now is None else now
+        meta = self._meta(clip, "" if leave_out else place)
         made[f"metas/v0/{clip.uuid}.json"] = json.dumps(meta, indent=1)
-        for window in clip.windows if clip.alive else ():
-            made |= self._sample(clip, window) | self._preview(clip, window)
         return made, meta
+
+    def _edited(self, clip: Clip, window: Window, place: str) -> str | None:
+        """Return the caption in the dataset where it was edited there and is to stay, else None."""
+        if not (clip.place and clip.texts_stay and place in clip.video.outputs):
+            return None
+        text = self.records.output.read(place)
+        return None if text in (window.caption, window.enhanced or None) else text
 
     def _fetched(self, clip: Clip) -> Path:
         """Return the clip's mp4 on this machine."""
@@ -72,9 +82,10 @@ class Write(Stage):
         A window without a caption has none, unless nobody asked for captions.
         """
         text = window.enhanced if self.options["dataset_caption"] == "enhanced" else window.caption
+        text = text if window.edited is None else window.edited
         if self.options["generate_cosmos_predict_dataset"] == "disable" or (clip.error and not text):
             return {}
-        stem, path = f"{clip.uuid}_{window.start}_{window.end}", None
+        stem, path = _stem(clip, window), None
         video, scratch = f"{DATASET}/videos/{stem}.mp4", clip.video.scratch
         if not (clip.place and video in clip.video.outputs):
             path = self._fetched(clip)
@@ -85,9 +96,7 @@ class Write(Stage):
         if not text:
             return {video: path}
         place = f"{DATASET}/metas/{stem}.txt"
-        written = clip.place and clip.texts_stay and place in clip.video.outputs
-        edited = written and self.records.output.read(place) not in (None, window.caption, window.enhanced or None)
-        return {video: path, place: None if edited else text}
+        return {video: path, place: text if self._edited(clip, window, place) is None else None}
 
     def _preview(self, clip: Clip, window: Window) -> Made:
         """Return the moving picture of a window, where it is asked for."""
@@ -124,7 +133,14 @@ class Write(Stage):
                 text[f"{model}_output_tokens"] = window.output_tokens
             if window.enhanced:
                 text[f"{rewriter}_enhanced_caption"] = window.enhanced
+            if window.edited is not None:
+                text[EDITED] = window.edited
         meta |= {"windows": texts, "caption_source": model, "valid": bool(windows) and clip.alive}
         meta["has_caption"] = any(window.caption for window in windows)
         meta["total_prompt_tokens"] = sum(window.prompt_tokens for window in windows)
         return {**meta, "total_output_tokens": sum(window.output_tokens for window in windows)}
+
+
+def _stem(clip: Clip, window: Window) -> str:
+    """Return the name of a window's sample in the dataset."""
+    return f"{clip.uuid}_{window.start}_{window.end}"

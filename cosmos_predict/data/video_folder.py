@@ -277,8 +277,9 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         media_dir, text_dir = folder / f"{media}s", folder / "t5_xxl"
         suffix = self.SUFFIXES[0]
         if not media_dir.is_dir():
+            inside = "".join(f"; is {found.parent} meant?" for found in [*folder.glob(f"*/{media}s")][:1])
             raise DataError(
-                f"{media_dir}: no such folder; a dataset is DIR/{media}s/*{suffix}, DIR/metas/*.txt, DIR/t5_xxl/*"
+                f"{media_dir}: no such folder; a dataset is DIR/{media}s/*{suffix}, DIR/metas/*.txt, DIR/t5_xxl/*{inside}"
             )
         files = sorted(path for path in media_dir.iterdir() if path.suffix.lower() in self.SUFFIXES)
         files = [path for path in files if not path.name.startswith(".")]
@@ -287,7 +288,9 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         embeddings, captions = files_by_stem(text_dir, EMBEDDING_SUFFIXES), files_by_stem(folder / "metas", (".txt",))
         readers = {name: functools.partial(caption_of, path) for name, path in captions.items()}
         entries = [Entry(path.stem, path, embeddings.get(path.stem), readers.get(path.stem)) for path in files]
-        return entries, text_dir, f"python scripts/get_t5_embeddings.py --dataset_path {folder}"
+        made_by = read_index(text_dir).text_encoder
+        encoder = "" if made_by in ("", "t5") else f" --text_encoder {made_by}"
+        return entries, text_dir, f"python scripts/get_t5_embeddings.py --dataset_path {folder}{encoder}"
 
     def _scan(self, encoder: Encoder | None) -> tuple[list[Clip], FolderReport]:
         folder = self.dataset_dir

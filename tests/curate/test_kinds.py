@@ -109,6 +109,40 @@ def test_no_captions_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_is_left_to_do_is_told(tmp_path: Path) -> None:
+    """Parts that are in no clip, clips without a caption, samples of as many frames as there are, kept minutes."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for name, lengths in (("a.mp4", [60, 12, 60]), ("b.mp4", [48, 48])):
+        write_video(source / name, film(lengths, seed=3), FPS)
+    (source / "a.txt").write_text("Blocks.")
+    part = "a.mp4: 4.6 of 5.5 s in clips: 1 of 3 shots without a clip (0.5 s), a clip needs 17 frames (--num-frames 16, and "
+    flags = [*RULES, "--captioning-algorithm", "sidecar"]
+    status, text, err = finished(source, out, *flags, "--dry-run")
+    assert status == 0 and part in text and not out.exists(), (text, err)
+    status, text, err = finished(source, out, *flags, "--text-encoder", "none")
+    assert status == 1 and "--num-frames 16: training takes 4 k + 1 frames, as 13 or 17" in err
+    for name, value in (("num_clips_passed", 4), ("num_samples", 2), ("minutes_kept", "0.1 of 0.2")):
+        assert f"{name:32} {value}\n" in text, text
+    assert text.index(
+        f"2 clips have no caption; next: python scripts/curate.py caption {out}\nthen, the text embeddings"
+    )
+    assert f"<td>{part[:5]}</td><td>{part[7:]}" in (out / "report.html").read_text()
+    status, text, err = run_command("caption", str(out), "--captioning-algorithm", "template")
+    assert status == 0 and "2 clips captioned, 0 failed; next: python" in text and "no caption" not in text, (text, err)
+    assert f"{'num_samples':32} 4\n" in text
+    assert run_command("embed", str(out), "--text_encoder", "tiny")[0] == 0
+    for folder in (out, out / DATASET):
+        status, text, _ = run_command("check", str(folder))
+        assert status == 0 and text == f"{folder}: 4 samples of 16 frames load, 0 do not\n"
+    status, text, _ = run_command("check", str(out), "--num-frames", "93")
+    assert status == 1 and "0 samples of 93 frames load" in text
+    (next((out / DATASET / "t5_xxl").iterdir())).unlink()
+    status, text, err = run_command("check", str(out))
+    assert status == 1 and f"get_t5_embeddings.py --dataset_path {out / DATASET} --text_encoder tiny" in err
+
+
+@pytest.mark.slow
 def test_what_is_made_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real clips beside the repository where they are there, else its own. Each gives a clip."""
     from cosmos_predict.config.compose import compose

@@ -12,7 +12,8 @@ from loguru import logger
 from cosmos_predict.cli import curate as cli
 from cosmos_predict.cli.curate import build_parser, read_options
 from cosmos_predict.curate.records import DATASET
-from cosmos_predict.curate.stages import build_stages, settle, why_none
+from cosmos_predict.curate.stage import Clip, Video
+from cosmos_predict.curate.stages import build_stages, settle, what_is_left_out, why_none
 from cosmos_predict.errors import ConfigError
 from tests.curate.running import REPOSITORY, options_of
 
@@ -203,19 +204,66 @@ def test_help_is_of_a_size_to_read(capsys: pytest.CaptureFixture[str]) -> None:
     ("lengths", "flags", "message"),
     [
         ([60], "", "1 shot of 60 frames, 12 cropped off both ends (--transnetv2-crop-s 0.5), 36 are left; a clip needs "
-         "94 (--num-frames 93, and one to spare)"),
+         "94 frames (--num-frames 93, and one to spare)"),
         ([60, 40], "--transnetv2-crop-s 0 --transnetv2-min-length-frames 120",
-         "2 shots, the longest of 60 frames; a clip needs 120 (--transnetv2-min-length-frames 120)"),
+         "2 shots, the longest of 60 frames; a clip needs 120 frames (--transnetv2-min-length-frames 120)"),
         ([500], "--num-frames 16 --transnetv2-crop-s 0 --transnetv2-max-length-s 3 --transnetv2-min-length-s 5",
-         "1 shot of 500 frames, cut to 72 (--transnetv2-max-length-s 3.0); a clip needs 120 "
+         "1 shot of 500 frames, cut to 72 (--transnetv2-max-length-s 3.0); a clip needs 120 frames "
          "(--transnetv2-min-length-s 5.0)"),
         ([48], "--splitting-algorithm fixed-stride --fixed-stride-split-duration 2 --fixed-stride-min-clip-length-s 4",
-         "1 shot of 48 frames, by --fixed-stride-split-duration 2; a clip needs 96 "
+         "1 shot of 48 frames, by --fixed-stride-split-duration 2; a clip needs 96 frames "
          "(--fixed-stride-min-clip-length-s 4.0)"),
     ],
 )  # fmt: skip
 def test_why_there_is_no_clip(lengths: list[int], flags: str, message: str) -> None:
     assert why_none([(0, length) for length in lengths], 24.0, options_of(*flags.split())) == message
+
+
+def test_what_is_left_out() -> None:
+    video = Video("/in/a.mp4", "a.mp4", Path())
+
+    def told(shots: list[tuple[int, int]], *flags: str) -> str:
+        options = options_of(*flags)
+        clips = [Clip(video, a + 12, b - 12, "", (0, 0)) for a, b in shots if b - a > 118][
+            : options["limit_clips"] or None
+        ]
+        return what_is_left_out(clips, shots, 600, 24.0, options)
+
+    assert told([(0, 599)]) == told([(0, 300), (301, 599)]) == ""  # cropped alone
+    assert told([(0, 200), (250, 300), (301, 340), (400, 599)]) == (
+        "14.6 of 25.0 s in clips: 2 of 4 shots without a clip (3.7 s), 4.7 s black or in transitions, a clip needs 94 frames "
+        "(--num-frames 93, and one to spare)"
+    )
+    assert "1 of 2 shots without a clip (12.4 s), --limit-clips 1, " in told(
+        [(0, 300), (301, 599)], "--limit-clips", "1"
+    )
+    clips = [Clip(video, 0, 200, "", (0, 0))]
+    told_of_one = what_is_left_out(clips, [(0, 600)], 600, 24.0, options_of())
+    assert told_of_one == "8.3 of 25.0 s in clips: 16.7 s off the others"
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_detector_that_is_known_is_told_of_once(tmp_path: Path, again: bool) -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{level} {message}", level="DEBUG")
+    assert (
+        settle(options_of("--transnetv2-weights", str(tmp_path / "none.pth")), again)["splitting_algorithm"]
+        == "content"
+    )
+    logger.remove(sink)
+    (line,) = [line for line in lines if "no weights of TransNetV2" in line]
+    assert line.startswith("DEBUG" if again else "WARNING")
+
+
+@pytest.mark.parametrize(("frames", "near"), [(93, ""), (33, ""), (34, "33 or 37"), (16, "13 or 17")])
+def test_lengths_that_training_does_not_take(frames: int, near: str) -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}")
+    settle(options_of("--num-frames", str(frames), "--splitting-algorithm", "content"))
+    logger.remove(sink)
+    assert [line for line in lines if "training takes" in line] == (
+        [f"--num-frames {frames}: training takes 4 k + 1 frames, as {near}\n"] if near else []
+    )
 
 
 @pytest.mark.parametrize("flag", ["--limit=-1", "--limit-clips=-1", "--captioning-window-size=0", "--max-attempts=0"])

@@ -200,7 +200,7 @@ def test_what_filters_reject_is_counted_and_told(footage: Path, tmp_path: Path) 
         "no clip: short.mp4: 1 shot of 60 frames, 12 cropped off both ends (--transnetv2-crop-s 0.5), 36 are left; "
         in err
     )
-    assert "a clip needs 94 (--num-frames 93, and one to spare)" in err
+    assert "a clip needs 94 frames (--num-frames 93, and one to spare)" in err
     chunk = read(tmp_path / "processed_clip_chunks" / "part0" / "film_0.mp4_0.json")
     (uuid,) = chunk["filtered_clips"]
     assert chunk["clips"] == [] and chunk["num_clips_filtered_by_motion"] == 1 and chunk["num_clips_transcoded"] == 1

@@ -11,7 +11,7 @@ from loguru import logger
 
 from cosmos_predict.curate.records import Records
 from cosmos_predict.curate.split import open_records
-from cosmos_predict.curate.stage import Video
+from cosmos_predict.curate.stage import Clip, Video
 from cosmos_predict.curate.stages import Transcode, defaults, settle
 from cosmos_predict.curate.storage import Store
 from cosmos_predict.errors import ConfigError
@@ -30,6 +30,8 @@ def records_of(output: Path, *flags: str) -> Records:
 def done_by(output: Path, *flags: str) -> tuple[Path, dict[str, Any]]:
     """Write the record of a video that is done; return its file and what it says."""
     video = Video("/in/a.mp4", "a.mp4", output / "work", [1, 2])
+    scores = {"motion_score": {"global_mean": 0.5, "per_patch_min_256": 0.5}}
+    video.clips = [Clip(video, 0, 96, "clip", (0.0, 4.0), scores=scores)]
     records_of(output, *flags).finish(video)
     path = output / "processed_videos" / "a.mp4.json"
     return path, json.loads(path.read_text())
@@ -88,6 +90,46 @@ def test_records_of_an_older_version_can_be_revised(tmp_path: Path) -> None:
     assert status == 0, err
     summary = run_split(tmp_path / "in", tmp_path / "out", *flags)
     assert summary["num_videos_done"] == 1
+
+
+CONTENT = ("--splitting-algorithm", "content")
+
+
+def test_limits_and_captions_alone_need_nothing_made_again(tmp_path: Path) -> None:
+    given = ("--motion-filter", "enable", "--motion-global-mean-threshold", "0.001")
+    path, record = done_by(tmp_path, *CONTENT, *given)
+    with pytest.raises(ConfigError) as caught:
+        left(tmp_path, *CONTENT, "--motion-filter", "enable")
+    expected = (
+        f"curate.py filter {tmp_path} --motion-global-mean-threshold 0.00098 applies them without decoding; "
+        "split with --motion-global-mean-threshold 0.001, as recorded, goes on"
+    )
+    alone = "--motion-global-mean-threshold: limits alone, nothing need be made again: "
+    assert str(caught.value).endswith(f"was 0.001, is 0.00098\n{alone}{expected}")
+    with pytest.raises(ConfigError, match="limits alone, .*--motion-filter disable applies"):
+        left(tmp_path, *CONTENT, *given[2:])
+    with pytest.raises(ConfigError, match=r"--aesthetic-threshold was None, is 3\.5\n--redo changed .*folder$"):
+        left(tmp_path, *CONTENT, *given, "--aesthetic-threshold", "3.5")  # nothing is scored
+    with pytest.raises(ConfigError, match=r"--redo changed [^\n]*folder\n--motion-filter: limits alone"):
+        left(tmp_path, *CONTENT, *given, "--motion-filter", "score-only", "--transcode-crf", "30")
+    template = ("--captioning-algorithm", "template", "--caption-template", "A clip.")
+    with pytest.raises(ConfigError) as caught:
+        left(tmp_path, *CONTENT, *given, *template)  # the clip has no caption
+    assert f"curate.py caption {tmp_path} --caption-template 'A clip.' --captioning-algorithm template" in str(
+        caught.value
+    )
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}")
+    path.write_text(json.dumps({**record, "outputs": ["cosmos_predict2_video2world_dataset/metas/clip_0_95.txt"]}))
+    assert left(tmp_path, *CONTENT, *given, *template) == []
+    logger.remove(sink)
+    assert "--captioning-algorithm was sidecar, is template: what is captioned stays so; " in lines[-1]
+    path.write_text(json.dumps({**record, "status": "empty", "clips": {}}))
+    assert left(tmp_path, *CONTENT, *template) == []
+    path.write_text(json.dumps({**record, "status": "failed", "attempts": 1}))
+    assert len(left(tmp_path, *CONTENT, *template)) == 1
+    with pytest.raises(ConfigError, match="--transcode-crf was 18, is 30\n--redo changed"):
+        left(tmp_path, *CONTENT, "--transcode-crf", "30")
 
 
 def test_what_runs_the_models_is_settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

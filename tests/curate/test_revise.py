@@ -13,9 +13,9 @@ import pytest
 
 from cosmos_predict.curate.dedup import dedup, frame_features, repeats
 from cosmos_predict.curate.filters import Filter
-from cosmos_predict.curate.own import fingerprint
+from cosmos_predict.curate.own import fingerprint, rescored, without_scoring
 from cosmos_predict.curate.records import DATASET, Records
-from cosmos_predict.curate.revise import REVISION, Judge, recaption, refilter
+from cosmos_predict.curate.revise import REVISION, Judge, lacking, recaption, refilter
 from cosmos_predict.curate.stage import Clip, Video
 from cosmos_predict.curate.stages import build_stages
 from cosmos_predict.curate.storage import Store
@@ -96,6 +96,9 @@ def test_filter_applies_other_limits(curated: Path, tmp_path: Path) -> None:
     run_split(curated / "in", output, "--stage", stage, "--captioning-window-size", "128")  # and split agrees
     status, _, err = finished(curated / "in", output, "--stage", own(tmp_path, 5), "--captioning-window-size", "128")
     assert status == 2 and "--stage was ['own.py:First sha256:" in err
+    assert (
+        f"--stage: limits alone, nothing need be made again: curate.py filter {output} --stage own.py:First" in err
+    ), err
 
 
 @pytest.mark.slow
@@ -136,7 +139,7 @@ def test_filter_goes_by_scores_that_are_there(curated: Path, tmp_path: Path) -> 
     assert tree(output) == before
     own(tmp_path, 5)
     (tmp_path / "own.py").write_text((tmp_path / "own.py").read_text().replace("first", "other"))
-    for flags, lacking in (
+    for flags, missing in (
         (["--motion-filter", "enable"], "6 clips have no motion_score"),
         (["--motion-filter", "score-only"], "6 clips have no motion_score"),
         (["--aesthetic-threshold", "3.5"], "6 clips have no aesthetic_score"),
@@ -144,7 +147,7 @@ def test_filter_goes_by_scores_that_are_there(curated: Path, tmp_path: Path) -> 
         (["--stage", f"{tmp_path / 'own.py'}:First"], "6 clips have no other_frame"),
     ):
         status, _, err = run_command("filter", str(output), *flags)
-        assert status == 2 and f"{output}: {lacking}, and filter goes by recorded scores alone" in err, err
+        assert status == 2 and f"{output}: {missing}, and filter goes by recorded scores alone" in err, err
         assert f"curate.py split ... {' '.join(flags)} --redo changed makes them" in err and "Traceback" not in err
     for flag, value in (("aesthetic-reduction", "mean"), ("vlm-filter-categories", "cats")):  # they make other scores
         status, _, err = run_command("filter", str(output), f"--{flag}", value)
@@ -179,6 +182,65 @@ def test_edited_captions_stay(curated: Path, tmp_path: Path) -> None:
     assert first.read_text() == "Edited by hand." and rest == {path: path.read_text() for path in others}
     recaption(store, run_options(), {"captioning_algorithm": "template", "caption_template": "New."}, True)
     assert {path.read_text() for path in (first, *others)} == {"New."}
+
+
+@pytest.mark.slow
+def test_edited_captions_come_back_with_their_clips(curated: Path, tmp_path: Path) -> None:
+    output, store = tmp_path / "out", Store(tmp_path / "out")
+    shutil.copytree(curated / "out", output)
+    metas, before = output / DATASET / "metas", tree(output)
+    edited = {path.name: f"Edited by hand, {path.stem}." for path in metas.iterdir()}
+    for name, text in edited.items():
+        (metas / name).write_text(text)
+    for least, left in ((100, 3), (100, 3), (-1, 7)):  # and once more, when the file is gone
+        stage = own(tmp_path, least)
+        refilter(store, run_options("--stage", stage), {"stage": [fingerprint(stage)]})
+        assert {path.name: path.read_text() for path in metas.iterdir()}.items() <= edited.items()
+        assert len([*metas.iterdir()]) == left
+        known = [path.name for path in (output / "metas" / "v0").iterdir() if "edited_caption" in path.read_text()]
+        assert len(known) == (3 if least == 100 else 0)  # clips, one of them with two windows
+    changed = {place for place, mark in tree(output).items() if before.get(place) != mark}
+    assert changed == {f"{DATASET}/metas/{name}" for name in edited}
+    first = min(edited)
+    (metas / first).write_text("Again.")
+    for limit, texts in ((0.0, 1), (1.0, 7)):
+        dedup(store, run_options(), limit, None)
+        assert len([*metas.iterdir()]) >= texts
+    assert (metas / first).read_text() == "Again."
+    recaption(store, run_options(), {"captioning_algorithm": "template", "caption_template": "New."}, True)
+    assert {path.read_text() for path in metas.iterdir()} == {"New."}
+
+
+def test_what_a_stage_scores_by_is_told_from_its_limits(tmp_path: Path) -> None:
+    noted = [fingerprint(own(tmp_path, 1))]
+    code = (tmp_path / "own.py").read_text()
+    same = code.replace("least = 1", "least = -2.5  # less") + "\n    def decide(self, item):\n        pass\n"
+    other = code.replace("float(item.start)", "float(item.end)")
+    version, used = f"{code}\n    version = 2\n", code.replace("float(item.start)", "float(item.start) * self.least")
+    for text, found in ((same, []), (other, ["own.py:First"]), (version, ["own.py:First"]), (used, ["own.py:First"])):
+        (tmp_path / "own.py").write_text(text)
+        now = [fingerprint(f"{tmp_path / 'own.py'}:First")]
+        assert now != noted and rescored(noted, now) == found, text
+        assert rescored(without_scoring(noted), now) == []  # of an older version: not known
+    assert rescored(noted, ["other.py:First sha256:0 scoring:0"]) == []
+
+
+@pytest.mark.slow
+def test_filter_refuses_other_scores_and_tells_what_is_lacking(tmp_path: Path) -> None:
+    make_set(tmp_path / "in", 2)
+    output, flags = tmp_path / "out", ["--stage", own(tmp_path, 100)]
+    run_split(tmp_path / "in", output, *flags)
+    before = tree(output)
+    (tmp_path / "own.py").write_text((tmp_path / "own.py").read_text().replace("float(item.start)", "float(item.end)"))
+    status, _, err = run_command("filter", str(output), *flags)
+    assert status == 2 and "--stage own.py:First: other code than limits() and decide() has changed" in err, err
+    assert f"curate.py split ... {' '.join(flags)} --redo changed makes them" in err and tree(output) == before
+    own(tmp_path, -1)
+    status, out, err = run_command("filter", str(output), *flags)
+    assert status == 0 and f"2 clips have no caption: curate.py caption {output} ...\n" in out, out + err
+    assert f"3 samples have no embedding: curate.py embed {output}\n" in out
+    recaption(Store(output), run_options(), {}, False)
+    assert lacking(Store(output)) == [f"5 samples have no embedding: curate.py embed {output}"]
 
 
 @pytest.mark.slow

@@ -122,6 +122,8 @@ def test_folders_that_cannot_be_used(make_folder: Folder, tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"nowhere/videos: no such folder; a dataset is DIR/videos/\*\.mp4"):
         open_folder(tmp_path / "nowhere")
     folder = make_folder({"a": 8})
+    with pytest.raises(DataError, match=rf"no such folder; .*; is {folder} meant\?"):
+        open_folder(folder.parent)
     with pytest.raises(DataError, match=r"no usable clip.*a\.mp4 \(clip too short"):
         open_folder(folder)
     (folder / "t5_xxl" / "a.pickle").unlink()
@@ -205,3 +207,8 @@ def test_captions_that_changed_after_their_embedding_are_named(make_folder: Fold
     open_folder(folder)
     (line,) = [line for line in log if "changed after" in line]
     assert "2 caption(s)" in line and "(b, c)" in line and "get_t5_embeddings.py --dataset_path" in line
+    assert "--text_encoder" not in line
+    EmbeddingIndex("tiny", index.captions).write(folder / "t5_xxl")
+    (folder / "metas" / "b.txt").write_text("yet another text\n")
+    open_folder(folder)
+    assert any(f"get_t5_embeddings.py --dataset_path {folder} --text_encoder tiny" in line for line in log)

@@ -132,6 +132,11 @@ def test_missing_checkpoints_say_what_to_give(tmp_path: Path, run_folder: Path) 
     (empty / "config.yaml").write_text((run_folder / "config.yaml").read_text())
     with pytest.raises(CheckpointError, match="holds no complete iteration yet"):
         load_world_model(empty)
+    (empty / "checkpoints" / "base_ema.safetensors").touch()
+    with pytest.raises(
+        CheckpointError, match=rf"holds no complete iteration yet; give {empty}/checkpoints/base_ema\.saf"
+    ):
+        load_world_model(empty)
 
 
 def test_ema_weights_are_the_ones_asked_for(run_folder: Path, tmp_path: Path) -> None:
