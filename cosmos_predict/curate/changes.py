@@ -70,7 +70,7 @@ class Changes:
             changed = {key: text for key, text in changed.items() if of[key] not in ("scores", *APPLY)}
         elif kept_clips(record) <= captioned_clips(record):
             asked = self.options.get("vlm_filter", "disable") != "disable"  # the model behind it, too
-            stay = {key for key in changed if of[key] == "captions" or (of[key] == "models" and not asked)}
+            stay = [key for key in changed if of[key] == "captions" or (of[key] == "models" and not asked)]
             self.stay |= {key: changed[key] for key in stay}
             changed = {key: text for key, text in changed.items() if key not in stay}
         if changed:

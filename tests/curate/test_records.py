@@ -123,7 +123,8 @@ def test_limits_and_captions_alone_need_nothing_made_again(tmp_path: Path) -> No
     path.write_text(json.dumps({**record, "outputs": ["cosmos_predict2_video2world_dataset/metas/clip_0_95.txt"]}))
     assert left(tmp_path, *CONTENT, *given, *template) == []
     logger.remove(sink)
-    assert "--captioning-algorithm was sidecar, is template: what is captioned stays so; " in lines[-1]
+    assert "--captioning-algorithm was sidecar, is template" in lines[-1]
+    assert ": what is captioned stays so; curate.py caption OUT --all with these" in lines[-1]
     path.write_text(json.dumps({**record, "status": "empty", "clips": {}}))
     assert left(tmp_path, *CONTENT, *template) == []
     path.write_text(json.dumps({**record, "status": "failed", "attempts": 1}))
