@@ -172,7 +172,7 @@ def main() -> None:
     logger.remove()
     with tempfile.TemporaryDirectory() as folder:
         trainer, pairs = run(args, folder)
-    difference = max(abs(a / b - 1) for a, b in zip(pairs.losses, pairs.bare.losses, strict=False))
+    difference = max(abs(a / b - 1) for a, b in zip(pairs.losses, pairs.bare.losses[: len(pairs.losses)], strict=True))
     cuda = args.device == "cuda"
     device = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {os.cpu_count()} cores"
     row = {

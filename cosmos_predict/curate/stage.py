@@ -119,9 +119,7 @@ class Stage:
     scope: ClassVar[str] = "video"  # or "clip": what one item is
     workers: int | None = None  # items at a time; None: as many as there are cores
     models: Sequence[Any] = ()  # what it opens and closes, and may share with other stages
-    version: int = (
-        1  # a higher one where it makes something else from now on: what is there then needs `--redo changed`
-    )
+    version: int = 1  # a higher one where it makes something else from now on: what is there needs `--redo changed`
     retries: int = 2  # of an item after an OSError that may pass, a second or two later; models ask again themselves
 
     def setup(self) -> None:

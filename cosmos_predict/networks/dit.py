@@ -73,7 +73,7 @@ class DiT(nn.Module):
                 self.add_module(name, module)
         self.sparse: list[SparseAttention] = []
         check_layers(config.sparse_attention, config.num_blocks)
-        for block, kind in zip(self.blocks, config.sparse_attention, strict=False):
+        for block, kind in zip(self.blocks, config.sparse_attention or DENSE * config.num_blocks, strict=True):
             if kind != DENSE:
                 attention = block.get_submodule("self_attn")
                 self.sparse.append(SparseAttention(kind, attention.attention))  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ def test_kill_and_resume_gives_the_same_tree(tmp_path: Path) -> None:
         while not (tmp_path / "out" / ".work" / "shard-1-1").is_dir() and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        time.sleep(moments.uniform(0, length / 3))
+        time.sleep(moments.uniform(0, length))
         killed = process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.communicate()
