@@ -50,12 +50,12 @@ def clip_pixels(frames: np.ndarray, size: int = 224) -> Tensor:
 
 
 class AestheticScorer:
-    """CLIP and head, from folders of these names below `weights`; on the GPU where there is one."""
+    """CLIP and head, from folders of these names below `weights`, on a device."""
 
-    def __init__(self, weights: Path) -> None:
+    def __init__(self, weights: Path, device: str = "cpu") -> None:
         from transformers import CLIPVisionModelWithProjection
 
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device
         self.clip: Any = CLIPVisionModelWithProjection.from_pretrained(weights / CLIP).eval()
         self.clip.to(self.device)
         tensors, self.head = load_tensors(weights / HEAD / "model.safetensors"), AestheticHead()

@@ -19,7 +19,7 @@ from loguru import logger
 
 from cosmos_predict.curate import engine
 from cosmos_predict.curate.records import CRASH
-from cosmos_predict.curate.stage import Stage, Video
+from cosmos_predict.curate.stage import Context, Stage, Video
 from cosmos_predict.curate.vlm import end_with_parent
 from cosmos_predict.errors import CosmosPredictError
 
@@ -33,6 +33,7 @@ def run(
     begin: Callable[[Video], Any],
     finish: engine.Finish,
     workers: int = 0,
+    context: Context | None = None,
 ) -> None:
     """Take every video through the stages `make(*arguments)`; hand it to `begin` before and to `finish` after that, here.
 
@@ -43,7 +44,7 @@ def run(
     try:
         for video in videos:
             begin(video)
-            worker = worker or _Worker(make, arguments, workers)
+            worker = worker or _Worker(make, arguments, workers, context)
             if (done := worker.work(video)) is None:
                 done, video.recorded = video, None  # nobody knows how far it came
                 video.error = {"stage": "any", "type": CRASH, "message": f"its process {worker.end()}"}
@@ -60,10 +61,10 @@ def run(
 class _Worker:
     """A process that holds all stages, set up once."""
 
-    def __init__(self, make: Make, arguments: tuple[Any, ...], workers: int) -> None:
-        context = multiprocessing.get_context("spawn")  # a copy of this process would have its locks, not its threads
-        self.pipe, there = context.Pipe()
-        self.process = context.Process(target=_serve, args=(there, os.getpid(), make, arguments, workers))
+    def __init__(self, *given: Any) -> None:
+        spawn = multiprocessing.get_context("spawn")  # a copy of this process would have its locks, not its threads
+        self.pipe, there = spawn.Pipe()
+        self.process = spawn.Process(target=_serve, args=(there, os.getpid(), *given))
         self.process.start()
         there.close()
         self.ready = False
@@ -98,7 +99,9 @@ class _Worker:
         return f"was ended by {signal.Signals(-status).name}{memory}"
 
 
-def _serve(pipe: Any, parent: int, make: Make, arguments: tuple[Any, ...], workers: int) -> None:
+def _serve(
+    pipe: Any, parent: int, make: Make, arguments: tuple[Any, ...], workers: int, context: Context | None
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has it, too, and ends this process
     with contextlib.suppress(AttributeError):  # not on Linux
         end_with_parent()
@@ -115,7 +118,7 @@ def _serve(pipe: Any, parent: int, make: Make, arguments: tuple[Any, ...], worke
             yield video
 
     try:
-        engine.run(feed(), make(*arguments), pipe.send, "threads", workers, at_once=1)
+        engine.run(feed(), make(*arguments), pipe.send, "threads", workers, at_once=1, context=context)
     except BaseException as error:
         with contextlib.suppress(OSError):  # the parent is gone
             try:

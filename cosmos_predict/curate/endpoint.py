@@ -54,7 +54,12 @@ class Endpoint:
         self.turn: Any = contextlib.nullcontext()
         self.key, self.extra = os.environ.get("OPENAI_API_KEY", ""), {}
 
-    def open(self) -> None:
+    gpus = 0.0  # of this machine
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Endpoint:
+        return self  # one for all
+
+    def open(self, device: str = "cpu") -> None:
         """Find out the model; raises ConnectionError where nothing answers, PermissionError where the key is refused."""
         self.lost, patience, self.patience = "", self.patience, 0.0
         try:

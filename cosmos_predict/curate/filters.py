@@ -14,8 +14,8 @@ import numpy as np
 from cosmos_predict.curate.media import read_parts
 from cosmos_predict.curate.motion import clip_motion
 from cosmos_predict.curate.spans import sample_closest
-from cosmos_predict.curate.stage import Clip, Stage
-from cosmos_predict.curate.vlm import Model, cut_windows, prompts, require_weights, watch, yes_or_no
+from cosmos_predict.curate.stage import Clip, Resources, Stage
+from cosmos_predict.curate.vlm import Model, cut_windows, needed_by, prompts, require_weights, watch, yes_or_no
 from cosmos_predict.data.video_reader import frame_times
 from cosmos_predict.errors import DataError
 
@@ -59,7 +59,7 @@ class MotionFilter(Filter):
 class AestheticFilter(Filter):
     """Rejects clips by the lowest, or mean, aesthetic score of a frame a second."""
 
-    name, score, workers = "aesthetic", "aesthetic_score", 1
+    name, score, resources = "aesthetic", "aesthetic_score", Resources(gpus=0.25)
 
     def __init__(self, options: Options) -> None:
         self.mode, self.threshold = options["aesthetic_filter"], options["aesthetic_threshold"]
@@ -70,7 +70,8 @@ class AestheticFilter(Filter):
 
         for name in (aesthetic.CLIP, aesthetic.HEAD):
             require_weights(self.weights / name)
-        self.scorer, self.reduce = aesthetic.AestheticScorer(self.weights), aesthetic.reduce_scores
+        self.scorer, self.reduce = aesthetic.AestheticScorer(self.weights, self.context.device), aesthetic.reduce_scores
+        self.workers = 1 if self.context.device == "cpu" else None  # there a network keeps all cores busy
 
     def limits(self) -> dict[str, float]:
         return {} if self.threshold is None else {"aesthetic_score": self.threshold}
@@ -88,11 +89,16 @@ class SemanticFilter(Filter):
     name, score = "qwen_semantic", "filtered_windows"
 
     def __init__(self, options: Options, model: Model) -> None:
-        self.options, self.models, self.workers, self.mode = options, [model], model.workers, options["vlm_filter"]
+        self.options, self.models, self.mode = options, [model], options["vlm_filter"]
+        self.resources = needed_by(self.models)
         asked = prompts()
         own = [name.strip() for name in options["vlm_filter_categories"].split(",") if name.strip()]
         self.unwanted = {name: asked["category"].format(category=name) for name in own} or asked["filter"]
         self.questions = self.unwanted if own else {**self.unwanted, **asked["filter-unused"]}
+
+    def setup(self) -> None:
+        super().setup()
+        self.workers = self.models[0].workers
 
     def process(self, item: Clip) -> None:
         answers = ask(self.models[0], item, self.questions, self.options)

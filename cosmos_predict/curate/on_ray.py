@@ -10,47 +10,56 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from loguru import logger
 
+from cosmos_predict.curate.engine import Finish, drive, gpus, place
 from cosmos_predict.curate.own import MODULE
 from cosmos_predict.curate.records import CRASH
-from cosmos_predict.curate.stage import Stage, Video
+from cosmos_predict.curate.stage import Context, Stage, Video
 from cosmos_predict.errors import ConfigError, MissingDependencyError, UnavailableError
 
 TRIES = 2  # of a video whose worker dies, in one run
-Drive = Callable[[Video, Sequence[Stage]], None]
 
 
 class Worker:
     """What lives in an actor; one that was restarted sets its stages up again."""
 
-    def __init__(self, stages: Sequence[Stage], drive: Drive) -> None:
-        self.stages, self.drive, self.ready = stages, drive, False
+    def __init__(self, stages: Sequence[Stage], context: Context) -> None:
+        self.stages, self.context, self.ready = stages, context, False
 
     def setup(self) -> None:
-        for stage in () if self.ready else self.stages:
-            stage.setup()
+        if not self.ready:
+            place(self.stages, self.context, gpus(self.stages)[:1])  # Ray lets it see its own
+            for stage in self.stages:
+                stage.setup()
         self.ready = True
 
     def work(self, video: Video) -> Video:
         self.setup()
-        self.drive(video, self.stages)
+        drive(video, self.stages)
         shutil.rmtree(video.scratch, ignore_errors=True)
         return video
 
 
-def places(resources: Mapping[str, float], workers: int, gpus: float) -> int:
+def share(resources: Mapping[str, float], stages: Sequence[Stage]) -> float:
+    """Return the part of a GPU, or how many, that an actor needs for all stages: most that one asks for; 0 without GPUs."""
+    asked = [stage.resources.gpus for stage in stages]
+    asked += [getattr(model, "gpus", 0.0) for stage in stages for model in stage.models]
+    return max(asked, default=0.0) if resources.get("GPU") else 0.0
+
+
+def places(resources: Mapping[str, float], workers: int, each: float) -> int:
     """Return how many actors to make: `workers`, or as many as fit (0) on a cluster of so many CPU and GPU.
 
-    Raises ConfigError where they do not fit: Ray would wait for more machines, without a word.
+    each: GPUs of an actor. Raises ConfigError where they do not fit: Ray would wait for more machines, without a word.
     """
     cpus, there = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    fit = min(cpus, int(there * int(1 / gpus) if gpus <= 1 else there // gpus)) if gpus else cpus
+    fit = min(cpus, int(there * int(1 / each) if each <= 1 else there // each)) if each else cpus
     if not 0 < (workers or fit) <= fit:
-        asked = f"--workers {workers or 1} of one CPU and --ray-gpus-per-worker {gpus:g}"
+        asked = f"--workers {workers or 1} of one CPU and --ray-gpus-per-worker {each:g}"
         raise ConfigError(f"{asked} do not fit on the cluster: it has {cpus} CPUs and {there} GPUs, room for {fit}")
     return workers or fit
 
@@ -58,21 +67,21 @@ def places(resources: Mapping[str, float], workers: int, gpus: float) -> int:
 def run(
     videos: Iterable[Video],
     stages: Sequence[Stage],
-    drive: Drive,
-    finish: Callable[[Video], None],
+    finish: Finish,
+    context: Context,
     workers: int = 0,
     address: str = "",
-    gpus: float = 0.0,
+    gpus_each: float | None = None,
 ) -> None:
     """Take every video through the stages on a Ray cluster and hand it to `finish` in this process; one in hand per worker.
 
     A video whose worker is killed is tried once more on a fresh one, then fails.
 
     Args:
-        drive: takes a video through stages.
+        context: what stages are told.
         workers: actors, of one CPU each; 0: as many as the cluster has room for.
         address: of a running cluster, or "auto"; "": one of this machine, for this run.
-        gpus: share of a GPU that each actor takes.
+        gpus_each: share of a GPU that each actor takes; None: what the stages ask for (`share`).
 
     Raises MissingDependencyError without Ray, ConfigError where the workers do not fit on the cluster; what a
     stage's `setup` or `finish` raises.
@@ -88,9 +97,11 @@ def run(
     here: dict[str, Any] = {"num_cpus": workers or os.cpu_count(), "include_dashboard": False}
     ray.init(log_to_driver=False, logging_level="ERROR", **({"address": address} if address else here))
     try:
-        count = places(ray.cluster_resources(), workers, gpus)
-        make = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1)(Worker).remote
-        actors = [make(stages, drive) for _ in range(count)]
+        there = ray.cluster_resources()
+        each = share(there, stages) if gpus_each is None else gpus_each
+        count = places(there, workers, each)
+        make = ray.remote(num_cpus=1, num_gpus=each, max_restarts=-1)(Worker).remote
+        actors = [make(stages, context) for _ in range(count)]
         try:
             ray.get([actor.setup.remote() for actor in actors])
         except ray.exceptions.RayTaskError as error:

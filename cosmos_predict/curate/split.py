@@ -18,7 +18,8 @@ from cosmos_predict.curate.listing import list_videos, read_list, require_captio
 from cosmos_predict.curate.progress import Progress
 from cosmos_predict.curate.records import Records
 from cosmos_predict.curate.report import conclude
-from cosmos_predict.curate.stage import Stage, Video
+from cosmos_predict.curate.revise import relimit
+from cosmos_predict.curate.stage import Context, Stage, Video
 from cosmos_predict.curate.stages import build_stages, settle
 from cosmos_predict.curate.storage import Store
 from cosmos_predict.curate.summary import Performance
@@ -66,6 +67,7 @@ def split(
             stack.enter_context(records.lock())
             records.blame(videos)
         todo, others = records.todo(videos, options["redo"], options["max_attempts"])
+        todo = todo if dry else relimit(todo, records, stages, options)
         todo = todo[: options["limit"] or None]
         del videos  # none is held any more once it is through: `drain`
         known = ", ".join(f"{count} {reason}" for reason, count in others.items()) or "none done before"
@@ -95,10 +97,12 @@ def split(
         first, rest = deque(suspects), deque(video for video in todo if video.relative not in names)
         del todo, suspects
         made = (assemble, (options, records, footage, inputs.beside))
-        alone.run(drain(first), *made, partial(records.mark, alone=True), finish, options["workers"])
+        context = Context(options, footage)
+        alone.run(drain(first), *made, partial(records.mark, alone=True), finish, options["workers"], context)
         waiting = drain(rest) if apart else map(records.mark, drain(rest))
-        ray = {"address": options["ray_address"], "gpus": options["ray_gpus_per_worker"]}
-        engine.run(waiting, chosen, finish, options["executor"], options["workers"], passed=progress.passed, **ray)
+        executor, workers = options["executor"], options["workers"]
+        ray = {"address": options["ray_address"], "gpus_each": options["ray_gpus_per_worker"]}
+        engine.run(waiting, chosen, finish, executor, workers, passed=progress.passed, context=context, **ray)
         if options["perf_profile"] and not dry:
             performance.write(results)
         return {} if dry else conclude(records, listed, inputs, not options["no_write_all_caption_json"])

@@ -14,6 +14,7 @@ however long and many the videos are. A stage of one's own is a subclass of `Sta
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cosmos_predict.curate.media import Footage
+from cosmos_predict.curate.storage import Store
 
 
 @dataclass
@@ -112,20 +114,53 @@ class Video:
         return self.work / self.uuid
 
 
+@dataclass(frozen=True)
+class Resources:
+    """What one worker of a stage keeps busy: CPU cores, and GPUs (a part of one: as many workers as fit share it)."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    def at_once(self, cores: int, gpus: int) -> int:
+        """Return how many workers a device takes, or these cores where there are no GPUs or none is asked for; at least 1."""
+        room = 1 / self.gpus if self.gpus and gpus else cores / self.cpus
+        return max(1, int(room + 1e-6))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an executor tells a stage."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the run, names as in `options.yaml`, with underscores
+    footage: Store | None = None  # where the videos are, and what lies beside them
+    device: str = "cpu"  # where networks belong, as torch names it: of stages that ask for GPUs, one of these
+    stopping: threading.Event = field(default_factory=threading.Event)  # set when the run ends early
+
+    def __reduce__(self) -> tuple[Any, ...]:  # an event is of one process
+        return type(self), (self.options, self.footage, self.device)
+
+
 class Stage:
-    """One step. `process` raises what goes wrong; the executor notes it on the item and goes on with the others."""
+    """One step. `process` raises what goes wrong; the executor notes it on the item and goes on with the others.
+
+    Made by a cheap constructor, without weights: where `resources` ask for GPUs and there are several, each has a copy of
+    the stage, set up with its own `context.device`.
+    """
 
     name: ClassVar[str]
     scope: ClassVar[str] = "video"  # or "clip": what one item is
-    workers: int | None = None  # items at a time; None: as many as there are cores
+    resources: Resources = Resources()  # of one worker
+    workers: int | None = None  # items at a time (of each copy); None: as many as `resources` allow
+    batch: int = 1  # more: `process_many` gets up to so many clips of one video at a time
     models: Sequence[Any] = ()  # what it opens and closes, and may share with other stages
     version: int = 1  # a higher one where it makes something else from now on: what is there needs `--redo changed`
     retries: int = 2  # of an item after an OSError that may pass, a second or two later; models ask again themselves
+    context: Context = Context()  # known from `setup` on
 
     def setup(self) -> None:
         """Load weights, open clients: once, before the first item. By default: opens `models`."""
         for model in self.models:
-            model.open()
+            model.open(self.context.device)
 
     def process(self, item: Any) -> None:
         """Work on one item, in place. Called by several threads at a time where `workers` is not 1.
@@ -133,6 +168,11 @@ class Stage:
         What of it was done before an OSError (a connection that was lost, a network folder) is done once more: see `retries`.
         """
         raise NotImplementedError
+
+    def process_many(self, items: Sequence[Any]) -> None:
+        """Work on several clips of a video together; where that fails, on each alone, so that only the one at fault is lost."""
+        for item in items:
+            self.process(item)
 
     def limits(self) -> dict[str, float]:
         """Return the least that a clip's scores may be, by name (dotted: "motion_score.global_mean"); a report draws them."""

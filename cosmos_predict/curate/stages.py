@@ -15,8 +15,8 @@ from cosmos_predict.curate import media, spans
 from cosmos_predict.curate.captions import Captioner, by_model, enhanced, sidecar, template
 from cosmos_predict.curate.filters import AestheticFilter, MotionFilter, SemanticFilter
 from cosmos_predict.curate.shots import content_transitions
-from cosmos_predict.curate.stage import Clip, Stage, Video
-from cosmos_predict.curate.vlm import Model, backend, build_model, cut_windows, prompts, share_devices
+from cosmos_predict.curate.stage import Clip, Resources, Stage, Video
+from cosmos_predict.curate.vlm import Model, backend, build_model, cut_windows, needed_by, prompts, share_devices
 from cosmos_predict.data.video_reader import probe
 from cosmos_predict.errors import ConfigError
 
@@ -138,14 +138,16 @@ class Split(Stage):
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        if options["splitting_algorithm"] == "transnetv2":
+            self.resources = Resources(gpus=0.25)
 
     def setup(self) -> None:
         if self.options["splitting_algorithm"] == "transnetv2":
             from cosmos_predict.curate import transnet
 
-            network = transnet.load_transnet(Path(self.options["transnetv2_weights"]))
+            network = transnet.load_transnet(Path(self.options["transnetv2_weights"]), self.context.device)
             self.probabilities = partial(transnet.transition_probabilities, network)
-            self.workers = None if network.fc1.weight.is_cuda else 2  # a network keeps several cores busy
+            self.workers = 2 if self.context.device == "cpu" else None  # there a network keeps several cores busy
 
     def process(self, item: Video) -> None:
         options, fps, count = self.options, item.footage.fps, item.footage.facts["num_frames"]
@@ -247,10 +249,15 @@ class Caption(Stage):
         )
         free: dict[str, Captioner] = {"sidecar": sidecar, "none": lambda clip, window: ""}
         free["template"] = template(options["caption_template"])
-        self.models = [] if algorithm in free else [models(algorithm)]
-        self.captioner = free[algorithm] if algorithm in free else by_model(self.models[0], options)
+        self.free = free.get(algorithm)
+        self.models = [] if self.free else [models(algorithm)]
         if options["enhance_captions"]:
             self.models.append(models(options["enhance_captions_lm_variant"]))
+        self.resources = needed_by(self.models)
+
+    def setup(self) -> None:
+        super().setup()
+        self.captioner = self.free or by_model(self.models[0], self.options)
         self.workers = min((model.workers for model in self.models), default=None)
 
     def process(self, item: Clip) -> None:

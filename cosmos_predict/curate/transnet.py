@@ -60,14 +60,19 @@ class Level(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first, *more = self.DDCNN
-        shortcut = x = first(x).relu()
+        shortcut = x = first(x)
         for block in more:
-            x = block(x.relu())
-        return F.avg_pool3d(x.relu() + shortcut, (1, 2, 2))
+            x = block(x)
+        halved = F.avg_pool2d((x + shortcut).transpose(1, 2).flatten(0, 1), 2)
+        return halved.unflatten(0, (len(x), -1)).transpose(1, 2)
 
 
 class Block(nn.Module):
-    """Convolutions of four dilations in time side by side, each in space first, then in time; with one batch norm."""
+    """Convolutions of four dilations in time side by side, each in space first, then in time; one batch norm; rectified.
+
+    Computed with channels last, as convolutions in the plane: of each frame, then of (time, pixels), since torch's
+    three-dimensional ones are slower on a CPU. The batch norm, in eval mode always, is part of the second ones.
+    """
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
@@ -79,7 +84,18 @@ class Block(nn.Module):
         self.bn = nn.BatchNorm3d(width, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(torch.cat([self.get_submodule(f"Conv3D_{n}.layers")(x) for n in DILATIONS], dim=1))
+        mean, variance = self.bn.running_mean, self.bn.running_var
+        assert mean is not None and variance is not None
+        scale = self.bn.weight * (variance + self.bn.eps).rsqrt()
+        shift = self.bn.bias - mean * scale
+        frames, parts = x.transpose(1, 2).flatten(0, 1), []
+        for dilation, factor, bias in zip(DILATIONS, scale.chunk(4), shift.chunk(4), strict=True):
+            space, time = (self.get_parameter(f"Conv3D_{dilation}.layers.{layer}.weight") for layer in (0, 1))
+            seen = F.conv2d(frames, space[:, :, 0], padding=1)
+            lines = seen.unflatten(0, (len(x), -1)).flatten(3).transpose(1, 2)  # (B, C, T, h w)
+            kernel = time[..., 0] * factor[:, None, None, None]
+            parts.append(F.conv2d(lines, kernel, bias, padding=(dilation, 0), dilation=(dilation, 1)))
+        return torch.cat(parts, dim=1).relu_().unflatten(3, x.shape[3:])
 
 
 def similarities(vectors: Tensor) -> Tensor:
@@ -99,8 +115,8 @@ class FrameSimilarity(nn.Module):
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         """Return (B, T, 128) from features (B, C, T, h, w) of each level."""
-        means = torch.cat([level.mean(dim=(3, 4)) for level in levels], dim=1)
-        return self.fc(similarities(self.projection(means.mT))).relu()
+        means = torch.cat([level.transpose(1, 2).flatten(3).mean(dim=3) for level in levels], dim=2)
+        return self.fc(similarities(self.projection(means))).relu()
 
 
 class ColorHistograms(nn.Module):
@@ -118,8 +134,8 @@ class ColorHistograms(nn.Module):
         return self.fc(similarities(counts.scatter_add_(2, bins, torch.ones_like(bins, dtype=counts.dtype)))).relu()
 
 
-def load_transnet(path: Path) -> TransNetV2:
-    """Return the network with the published weights of a `.pth` or `.safetensors` file, on the GPU where there is one.
+def load_transnet(path: Path, device: str = "cpu") -> TransNetV2:
+    """Return the network with the published weights of a `.pth` or `.safetensors` file, on a device.
 
     Raises CheckpointError, with a list, where keys or shapes are not exactly the network's; as `load_tensors` besides.
     """
@@ -129,7 +145,7 @@ def load_transnet(path: Path) -> TransNetV2:
     if found := compare(shapes_of(tensors), shapes_of(network.state_dict())):
         raise CheckpointError(f"{path}: not the weights of TransNetV2\n{found}")
     network.load_state_dict(tensors, assign=True)
-    return network.requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+    return network.requires_grad_(False).to(device)
 
 
 def transition_probabilities(network: TransNetV2, chunks: Iterable[np.ndarray]) -> np.ndarray:

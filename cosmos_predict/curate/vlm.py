@@ -26,7 +26,7 @@ from PIL import Image
 from cosmos_predict.curate.endpoint import CONTINUE, Answer, Endpoint
 from cosmos_predict.curate.media import read_parts
 from cosmos_predict.curate.spans import caption_windows, shown_frames, shown_size
-from cosmos_predict.curate.stage import Clip, Window
+from cosmos_predict.curate.stage import Clip, Resources, Window
 from cosmos_predict.data.video_reader import probe
 from cosmos_predict.errors import (
     CheckpointError,
@@ -64,11 +64,11 @@ class Server(Endpoint):
 
     def __init__(self, path: Path, workers: int = 8, gpus: int = 1, patience: float = 600.0) -> None:
         super().__init__("", str(path), "video", workers=workers, patience=patience)
-        self.gpus, self.users, self.process = gpus, 0, None
+        self.gpus, self.users, self.process, self.each = gpus, 0, None, workers
         self.together = [self]  # servers of the run, which `share_devices` makes known to each other
         self.key, self.extra = "", {"top_p": 0.001, "repetition_penalty": 1.05, "min_tokens": 16}
 
-    def open(self) -> None:
+    def open(self, device: str = "cpu") -> None:
         if self.process is None:
             for server in self.together:  # before the first one has loaded for minutes
                 require_weights(Path(server.model))
@@ -84,9 +84,11 @@ class Server(Endpoint):
             address = free.getsockname()
         self.url = f"http://127.0.0.1:{address[1]}/v1"
         command = [program, "serve", self.model, "--host", address[0], "--port", str(address[1])]
-        share, devices = self._place()
+        share, devices, copies = self._place()
         command += ["--max-model-len", "32768", "--gpu-memory-utilization", share]
         command += ["--tensor-parallel-size", str(self.gpus), "--media-io-kwargs", '{"video": {"num_frames": -1}}']
+        command += ["--data-parallel-size", str(copies)] if copies > 1 else []
+        self.workers = self.each * copies
         with tempfile.TemporaryFile() as said:
             own: dict[str, Any] = {"start_new_session": True, "preexec_fn": end_with_parent}
             self.process = subprocess.Popen(command, stdout=said, stderr=said, env={**os.environ, **devices}, **own)
@@ -99,17 +101,17 @@ class Server(Endpoint):
                     )
                 time.sleep(0.2)
 
-    def _place(self) -> tuple[str, dict[str, str]]:
-        """Return the part of a GPU's memory that it takes, and the variables that say which GPUs it sees.
+    def _place(self) -> tuple[str, dict[str, str], int]:
+        """Return the part of a GPU's memory that it takes, the variables that say which GPUs it sees, and its copies there.
 
         Each of several servers has GPUs of its own where there are enough; those on the same ones share the memory.
         """
-        number, count = self.together.index(self), len(self.together)
-        devices = visible_devices() if count > 1 else []
-        groups = min(len(devices) // self.gpus, count) or 1
-        first = number % groups * self.gpus
-        seen = {"CUDA_VISIBLE_DEVICES": ",".join(devices[first : first + self.gpus])} if groups > 1 else {}
-        return f"{int(85 / len(range(number % groups, count, groups))) / 100:g}", seen
+        number, count, devices = self.together.index(self), len(self.together), visible_devices()
+        groups = len(devices) // self.gpus or 1  # each of them for one copy
+        places = range(number % groups, groups, count) or range(1)
+        mine = [name for place in places for name in devices[place * self.gpus : (place + 1) * self.gpus]]
+        seen = {"CUDA_VISIBLE_DEVICES": ",".join(mine)} if count > 1 < groups else {}
+        return f"{int(85 / len(range(number % groups, count, groups))) / 100:g}", seen, len(places)
 
     def _silent(self) -> str:
         with self.starting:
@@ -137,15 +139,15 @@ class Server(Endpoint):
 
 
 class Local:
-    """A folder of weights in this process, by transformers; on the GPU where there is one. Answers are the likeliest words."""
+    """A folder of weights in this process, by transformers, on one device. Answers are the likeliest words."""
 
-    workers = 1
+    workers, gpus = 1, 1.0
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.model: Any = None
 
-    def open(self) -> None:
+    def open(self, device: str = "cpu") -> None:
         """Load the weights, once."""
         if self.model is not None:
             return
@@ -153,7 +155,7 @@ class Local:
         import torch
         import transformers
 
-        device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
         names = transformers.AutoConfig.from_pretrained(self.path).architectures or [""]
         kind = getattr(transformers, names[0], None)
         if kind is None:
@@ -206,6 +208,11 @@ def build_model(name: str, options: Options) -> Model:
     if backend(options) == "vllm":
         return Server(path, workers, options["qwen_num_gpus_per_worker"], options["api_patience_s"])
     return Local(path)
+
+
+def needed_by(models: Iterable[Any]) -> Resources:
+    """Return what a stage needs for its models; servers find their GPUs themselves."""
+    return Resources(gpus=max((model.gpus for model in models if isinstance(model, Local)), default=0.0))
 
 
 def share_devices(models: Iterable[Any]) -> None:

@@ -29,7 +29,8 @@ class Deadly(Stage):
     name, after = "deadly", "split"
 
     def setup(self):
-        self.ready = True
+        assert self.context.options["executor"] == "ray" and self.context.device == "cpu"
+        self.ready = self.context.footage.files()
 
     def process(self, item: Video) -> None:
         assert self.ready

@@ -278,7 +278,7 @@ def test_vllm_is_started_shared_and_ended(vllm: Path, tmp_path: Path) -> None:
     [
         ("", "1", [("0.42", ""), ("0.42", "")]),  # one GPU, or none that is known
         ("3", "1", [("0.42", "3"), ("0.42", "3")]),
-        ("4,5,6", "1", [("0.85", "4"), ("0.85", "5")]),
+        ("4,5,6", "1", [("0.85", "4,6"), ("0.85", "5")]),  # the first in two copies
         ("0,1,2,3", "2", [("0.85", "0,1"), ("0.85", "2,3")]),
         ("0,1,2", "2", [("0.42", "0,1,2"), ("0.42", "0,1,2")]),
     ],
@@ -302,6 +302,8 @@ def test_two_models_share_the_gpus(
     lines = (tmp_path / "starts").read_text().splitlines()
     started = [(line.partition("utilization ")[2].split()[0], line.partition(" serve")[0]) for line in lines]
     assert started == expected
+    copies = [line.partition("--data-parallel-size ")[2] or "1" for line in lines]
+    assert copies == ["2" if seen == "4,5,6" and number == 0 else "1" for number in range(2)]
 
 
 def test_a_model_alone_has_the_gpu(vllm: Path, tmp_path: Path) -> None:
