@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from cosmos_predict.errors import CheckpointError
 from cosmos_predict.io.accounting import compare, shapes_of
@@ -40,13 +41,10 @@ def reduce_scores(scores: Tensor | np.ndarray, reduction: str) -> float:
 
 def clip_pixels(frames: np.ndarray, size: int = 224) -> Tensor:
     """Return what CLIP reads, float32 (N, 3, size, size), of uint8 RGB frames (N, H, W, 3): the middle square, normalised."""
-    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
-    scale = size / min(pixels.shape[2:])
-    sides = [max(int(side * scale), size) for side in pixels.shape[2:]]
-    pixels = F.interpolate(pixels, sides, mode="bicubic", antialias=True).round().clamp(0, 255)
-    top, left = ((side - size) // 2 for side in sides)
-    pixels = pixels[:, :, top : top + size, left : left + size] / 255
-    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    pixels = v2.functional.resize(pixels, [size], v2.InterpolationMode.BICUBIC)  # the shorter side
+    pixels = v2.functional.center_crop(pixels, [size, size])
+    return v2.functional.normalize(pixels / 255, list(MEAN), list(STD))
 
 
 class AestheticScorer:

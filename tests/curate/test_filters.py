@@ -251,3 +251,14 @@ def test_clip_pixels_are_the_middle_square() -> None:
     assert pixels.shape == (2, 3, 224, 224)
     white = (1 - np.array(aesthetic.MEAN)) / np.array(aesthetic.STD)
     np.testing.assert_allclose(pixels[0].mean(dim=(1, 2)).numpy(), white, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(300, 450), (271, 481), (480, 641), (1080, 607), (225, 224), (97, 341)])
+def test_clip_pixels_are_those_of_torchvision(shape: tuple[int, int]) -> None:
+    from torchvision.transforms import v2
+
+    frames = np.random.default_rng(1).integers(0, 256, (1, *shape, 3), np.uint8)
+    steps = [v2.Resize(224, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(224)]
+    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(aesthetic.MEAN, aesthetic.STD)]
+    expected = v2.Compose(steps)(torch.from_numpy(frames).permute(0, 3, 1, 2))
+    torch.testing.assert_close(aesthetic.clip_pixels(frames), expected)
