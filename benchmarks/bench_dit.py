@@ -168,9 +168,7 @@ def measure(args: argparse.Namespace, kind: str, config: DiTConfig, nets: dict, 
             times[side].append(seconds(run[side], cuda))
             nets[side].zero_grad(set_to_none=True)
     ratios = [ours / theirs for ours, theirs in zip(times["ours"], times["diffusers"], strict=True)]
-    operations = (forward_flops if kind == "forward" else training_flops)(
-        config, count_tokens(config, tuple(args.latent)), TEXT_TOKENS
-    )
+    operations = (forward_flops if kind == "forward" else training_flops)(config, tuple(args.latent), TEXT_TOKENS)
     row: dict[str, Any] = {"pass": kind, "repeats": args.repeats, "relative_difference": float(error)}
     row["teraflop"] = operations / 1e12
     row["time_ratio"] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}

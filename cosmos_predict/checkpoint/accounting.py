@@ -24,16 +24,13 @@ _NOT_A_DIT = {
 }
 
 
-def account(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> Accounting:
-    """Compare the shapes of a file (native names, prefixes and ignored entries taken off) to those of a network."""
-    plain = compare(found, expected)
-    return dataclasses.replace(plain, cause=_cause(found, expected, plain)) if plain else plain
-
-
 def require_match(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: object) -> None:
-    """Raise CheckpointError with the table when the tensors of the file `where` are not exactly the network's."""
-    if accounting := account(found, expected):
-        raise CheckpointError(f"{where}: its tensors are not the network's.\n{accounting}")
+    """Raise CheckpointError with a table and its likely cause unless the tensors of the file `where` (native names, prefixes
+    and ignored entries taken off) are exactly the network's.
+    """
+    if table := compare(found, expected):
+        table = dataclasses.replace(table, cause=_cause(found, expected, table))
+        raise CheckpointError(f"{where}: its tensors are not the network's.\n{table}")
 
 
 def not_a_dit(keys: Iterable[str]) -> str:

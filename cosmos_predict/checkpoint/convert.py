@@ -18,7 +18,7 @@ from cosmos_predict.checkpoint.load import select_weights
 from cosmos_predict.checkpoint.lora_forms import Adapter, is_adapter_key, matrices, merged, read_adapter, write_adapter
 from cosmos_predict.checkpoint.metadata import METADATA_KEY, config_to_json, diffusers_config, stated_config
 from cosmos_predict.checkpoint.recognise import plain_name, recognise
-from cosmos_predict.checkpoint.stream import Entry, file_entry, write_tensors
+from cosmos_predict.checkpoint.stream import Entry, file_entry, write_with_bar
 from cosmos_predict.errors import CheckpointError, ConfigError
 from cosmos_predict.io.accounting import shapes_of
 from cosmos_predict.io.atomic import atomic_write_text
@@ -118,7 +118,8 @@ def _convert_network(
     if target.suffix not in (".pt", ".pth", ".safetensors"):
         target = target / ("diffusion_pytorch_model.safetensors" if how.to == "diffusers" else "model.safetensors")
     metadata = {METADATA_KEY: config_to_json(config)} if config is not None and not how.lora_form else {}
-    files = _write(target, entries, how, metadata, progress)
+    most = how.max_shard_bytes
+    files = write_with_bar(target, entries, progress, max_shard_bytes=most, metadata=metadata)
     if sidecar is not None:
         atomic_write_text(target.parent / "config.json", sidecar)
         files.append(target.parent / "config.json")
@@ -160,12 +161,3 @@ def _logvar_entries(file: TensorFile, logvar: dict[str, str], how: Conversion) -
         logger.info("left out: {} (the training loss's log-variance head, no part of the network)", list(logvar))
         return []
     return [dataclasses.replace(file_entry(file, key), name=name) for name, key in logvar.items()]
-
-
-def _write(target: Path, entries: list[Entry], how: Conversion, metadata: dict[str, str], progress: bool) -> list[Path]:
-    from tqdm import tqdm
-
-    total = sum(entry.nbytes for entry in entries)
-    with tqdm(total=total, unit="B", unit_scale=True, desc=target.name, disable=not progress) as bar:
-        most, update = how.max_shard_bytes, lambda entry: bar.update(entry.nbytes)
-        return write_tensors(target, entries, max_shard_bytes=most, metadata=metadata, on_tensor=update)

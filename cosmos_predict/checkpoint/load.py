@@ -34,7 +34,6 @@ class Selection:
 
     network: dict[str, str]
     logvar: dict[str, str]
-    dialect: str
 
 
 def select_weights(
@@ -60,7 +59,7 @@ def select_weights(
         raise CheckpointError(f"{where}: {wanted} weights asked for, but the file has only {found}: {advice}")
     chosen = {name: key for key, its_part, name in names if its_part == part}
     dialect = dialect or detect_dialect(chosen) or "predict2"
-    return Selection({to_native(name, dialect) or name: key for name, key in chosen.items()}, logvar, dialect)
+    return Selection({to_native(name, dialect) or name: key for name, key in chosen.items()}, logvar)
 
 
 def load_network(
@@ -135,25 +134,23 @@ def load_state(
             _fill(net, name, parameters[name], _get(source, key, part_of(parameters[name])), device)
 
 
+@torch.no_grad()
 def load_log_variance(head: nn.Module, source: Source) -> None:
     """Fill a log-variance head (Predict1's `logvar.*`, outside `net.`); raises CheckpointError when the file has none."""
-    selection, where = select_weights(source.keys()), getattr(source, "path", "the state")
-    state = {name.removeprefix("logvar."): _get(source, key) for name, key in selection.logvar.items()}
-    require_match(shapes_of(state), shapes_of(head.state_dict()), f"{where} (logvar)")
-    with torch.no_grad():
-        for name, tensor in head.state_dict().items():
-            part = part_of(tensor)
-            own(tensor).copy_(state[name] if part is None else state[name][part])
+    named = ((unwrap_key(key), key) for key in source)
+    keys = {name.removeprefix("logvar."): key for (part, name), key in named if part == "logvar"}
+    found = {name: _shape(source, key) for name, key in keys.items()}
+    require_match(found, shapes_of(head.state_dict()), f"{getattr(source, 'path', 'the state')} (logvar)")
+    for name, tensor in head.state_dict().items():
+        own(tensor).copy_(_get(source, keys[name], part_of(tensor)))
 
 
-def grow_from_base(
-    net: DiT, source: Source, *, ema: bool = False, base_channels: tuple[tuple[str, int], ...] | None = None
-) -> list[str]:
+def grow_from_base(net: DiT, source: Source, *, ema: bool = False) -> list[str]:
     """Start `net`, already initialised, from a base with fewer inputs or controls; return the names that stay new.
 
     Patch columns move by channel name: new channels get zero columns, channels that `net` lacks are dropped with a warning,
-    and so are the modules of controls that only the base has. `base_channels` names the base's input channels where its
-    shapes do not tell. Everything else must fit exactly: CheckpointError with the table otherwise.
+    and so are the modules of controls that only the base has. Everything else must fit exactly: CheckpointError with the
+    table otherwise.
     """
     where = getattr(source, "path", "the base")
     selection = select_weights(source.keys(), ema=ema, where=where)
@@ -161,12 +158,12 @@ def grow_from_base(
     parameters = dict(net.state_dict(keep_vars=True))
     fields, controls = recognise(found).fields, _control_names(net.config)
     new = [name for name in parameters if name not in found and name in controls]
-    base_controls = _control_names(net.config.replace(controls=fields["controls"]))
+    channels = fields["input_channels"]
+    base_controls = _control_names(net.config.replace(controls=fields["controls"], input_channels=channels))
     old_only = [name for name in found if name not in parameters and name in base_controls]
     if old_only:
         modules = sorted({name.rpartition(".")[0] for name in old_only})
         logger.warning("{}: dropped, the network has no such control: {}", where, modules)
-    channels = base_channels or fields["input_channels"]
     expected = {name: shape for name, shape in shapes_of(parameters).items() if name not in new}
     columns = sum(size for _, size in channels) * net.config.patch_volume
     expected[PATCH_WEIGHT] = (net.config.model_channels, columns)
@@ -174,11 +171,13 @@ def grow_from_base(
     for name, key in selection.network.items():
         if name in old_only:
             continue
-        tensor = _get(source, key)
-        if name == PATCH_WEIGHT:
-            tensor = grow_patch_weight(tensor, channels, net.config.input_channels, net.config.patch_volume)
         part = part_of(parameters[name])
-        _fill(net, name, parameters[name], tensor if part is None else tensor[part], None)
+        if name == PATCH_WEIGHT:
+            whole = _get(source, key)
+            value = grow_patch_weight(whole, channels, net.config.input_channels, net.config.patch_volume)[part or ()]
+        else:
+            value = _get(source, key, part)
+        _fill(net, name, parameters[name], value, None)
     return new
 
 

@@ -25,12 +25,11 @@ from typing import Any
 import torch
 from loguru import logger
 from torch import Tensor
-from tqdm import tqdm
 
 from cosmos_predict.checkpoint.accounting import require_match
 from cosmos_predict.checkpoint.dialects import is_ignored, to_native
 from cosmos_predict.checkpoint.recognise import recognise
-from cosmos_predict.checkpoint.stream import Entry, write_tensors
+from cosmos_predict.checkpoint.stream import Entry, write_with_bar
 from cosmos_predict.errors import CheckpointError, CorruptFileError, UnsafeFileError
 from cosmos_predict.io.accounting import rows, shapes_of
 from cosmos_predict.io.jit_archive import DOWNLOAD_AGAIN, STORAGE_DTYPES
@@ -262,8 +261,7 @@ def import_checkpoint(
     size = f"no published network, {len(layers)} blocks {net.config.model_channels} wide"
     logger.info("{}: {}", source, found.name or size)
     file = Path(target) if Path(target).suffix in (".pt", ".safetensors") else Path(target) / "model.pt"
-    with tqdm(total=sum(entry.nbytes for entry in entries), unit="B", unit_scale=True, desc=file.name) as bar:
-        write_tensors(file, entries, on_tensor=lambda entry: bar.update(entry.nbytes))
+    write_with_bar(file, entries)
     return file
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +16,7 @@ from typing import Any
 import torch
 
 from cosmos_predict.checkpoint.accounting import PATCH_WEIGHT, not_a_dit
-from cosmos_predict.checkpoint.dialects import detect_dialect as detect
-from cosmos_predict.checkpoint.dialects import is_ignored, to_native, unwrap_key
+from cosmos_predict.checkpoint.dialects import detect_dialect, is_ignored, to_native, unwrap_key
 from cosmos_predict.errors import CheckpointError
 from cosmos_predict.io.accounting import Shape, shapes_of
 from cosmos_predict.io.tensors import TensorFile
@@ -60,18 +58,15 @@ class Recognised:
         return self.config
 
 
-def recognise(source: Mapping[str, Shape] | TensorFile | str | os.PathLike[str], where: object = None) -> Recognised:
-    """Tell what network the tensors of a file make up; `source` is the file or {key: shape}, any published names.
+def recognise(source: Mapping[str, Shape] | TensorFile, where: object = None) -> Recognised:
+    """Tell what network the tensors of a file make up; `source` is the open file or {key: shape}, any published names.
 
     Raises CheckpointError, saying what the file looks like instead, when they are not those of a Cosmos network.
     """
-    if isinstance(source, str | os.PathLike):
-        with TensorFile(source) as file:
-            return recognise(file)
     if isinstance(source, TensorFile):
         return recognise({key: source.shape(key) for key in source}, where or source.path)
     shapes, where = source, where or "the file"
-    dialect = detect(shapes) or "predict2"
+    dialect = detect_dialect(shapes) or "predict2"
     native: dict[str, Shape] = {}
     for key, shape in shapes.items():
         part, name = unwrap_key(key)

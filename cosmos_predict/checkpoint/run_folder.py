@@ -22,7 +22,6 @@ from cosmos_predict.errors import CheckpointError, ConfigError
 from cosmos_predict.io.lock import hold
 
 STATE_PARTS = ("optim", "scheduler", "trainer")
-_ITERATION = re.compile(r"iter_(\d{9})$")
 
 
 class RunFolder:
@@ -79,12 +78,12 @@ class RunFolder:
 
     def iterations(self) -> list[int]:
         """Return the complete iterations, ascending."""
-        found = []
-        for folder in (self.state_root / "trainer").glob("iter_*"):
-            match = _ITERATION.match(folder.name)
-            if match and self.is_complete(int(match[1])):
-                found.append(int(match[1]))
-        return sorted(found)
+        return sorted(filter(self.is_complete, self._begun("trainer")))
+
+    def _begun(self, part: str) -> list[int]:
+        """Return the iterations that `part` has a folder of, complete or not."""
+        names = (folder.name for folder in (self.state_root / part).glob("iter_*"))
+        return [int(match[1]) for name in names if (match := re.fullmatch(r"iter_(\d{9})", name))]
 
     def is_complete(self, iteration: int) -> bool:
         """Return whether the index is there and every file it names has its size (hashes are checked on load)."""
@@ -101,8 +100,7 @@ class RunFolder:
         return json.loads(self.index(iteration).read_text())
 
     def newest(self) -> int | None:
-        iterations = self.iterations()
-        return iterations[-1] if iterations else None
+        return max(self.iterations(), default=None)
 
     def check_recipe(self, recipe: str, iteration: int) -> None:
         """Raise CheckpointError when the folder was written by another recipe."""
@@ -128,12 +126,10 @@ class RunFolder:
     def keep_last(self, count: int | None) -> None:
         """Keep the newest `count` complete iterations (None keeps all) and drop what killed runs left unfinished."""
         iterations = self.iterations()
-        newest = iterations[-1] if iterations else -1
         for part in STATE_PARTS:
-            for folder in (self.state_root / part).glob("iter_*"):
-                match = _ITERATION.match(folder.name)
-                if match and int(match[1]) < newest and int(match[1]) not in iterations:
-                    shutil.rmtree(folder, ignore_errors=True)
+            for begun in self._begun(part):
+                if begun not in iterations and iterations and begun < iterations[-1]:
+                    shutil.rmtree(self.part(part, begun), ignore_errors=True)
         for iteration in iterations[: -count if count else 0]:
             self.remove(iteration)
 
@@ -199,13 +195,12 @@ def published_file(path: str | Path, ema: bool = False) -> Path:
             f"{folder.root} holds LoRA adapters alone: give their base ({lora['base'] or 'random, made by the run'}) in its "
             "place and this folder as --lora_path, or merge the two (scripts/convert_checkpoint.py --lora ... --merge)"
         )
-    for complete in reversed(folder.iterations()):
-        files = folder.exports(complete)
-        if (file := files.get("both") or files["ema" if ema else "reg"]).is_file():
-            return file
-    raise CheckpointError(
-        f"{folder.root}: iteration {iteration} has no published file yet ({file.name}): start that run again, which makes it"
-    )
+    exports = [folder.exports(complete) for complete in reversed(folder.iterations())]
+    files = [of.get("both") or of["ema" if ema else "reg"] for of in exports]
+    if file := next(filter(Path.is_file, files), None):
+        return file
+    what = f"iteration {iteration} has no published file yet ({files[0].name})"
+    raise CheckpointError(f"{folder.root}: {what}: start that run again, which makes it")
 
 
 def _is_published_run(checkpoints: Path) -> bool:

@@ -23,7 +23,7 @@ from cosmos_predict.errors import CheckpointError, CorruptFileError
 from cosmos_predict.io.atomic import atomic_write_text
 from cosmos_predict.io.tensors import TensorFile
 from cosmos_predict.parallel.mesh import Mesh
-from cosmos_predict.parallel.shards import Part, is_sharded, lies_over, own, part_of, shard_like
+from cosmos_predict.parallel.shards import Part, holds_rows, lies_over, own, part_of, shard_like
 
 FORMAT = 1
 TRAINER, OPTIM, SCHEDULER = "trainer", "optim", "scheduler"
@@ -60,12 +60,13 @@ class StateWriter:
         rng = {"torch_cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             rng["torch_cuda"] = torch.cuda.get_rng_state()
-        kinds = {(TRAINER, "weights"): weights, (TRAINER, "ema"): ema, (TRAINER, "rng"): rng}
+        kinds = {"weights": weights, "ema": ema or {}, "rng": rng, "optimizer": optimizer}
         self._files: dict[Path, tuple[dict[str, Tensor], dict[str, Any]]] = {}
-        for (part, name), tensors in {**kinds, (OPTIM, "optimizer"): optimizer}.items():
+        for name, tensors in kinds.items() if self.mesh.holds_first_replica else ():
+            place = folder.part(OPTIM if name == "optimizer" else TRAINER, iteration)
             file = f"{name}_{self.mesh.part_rank:05d}-of-{self.mesh.sizes.parts:05d}.safetensors"
-            if self.mesh.holds_first_replica and (held := self._held(tensors or {}, copy))[0]:
-                self._files[folder.part(part, iteration) / file] = held
+            if (held := self._held(tensors, copy))[0]:
+                self._files[place / file] = held
         self._scheduler = json.dumps(dict(scheduler), indent=1)
 
     def _held(self, tensors: Mapping[str, Tensor], copy: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -119,13 +120,10 @@ class StateWriter:
             newest = self.folder.newest()
         problems, newest = self.mesh.from_main((problems, newest))
         if problems:
+            resumes = f"Iteration {newest} is complete: the same command resumes it"
             raise OSError(
                 f"iteration {self.iteration} could not be saved under {self.folder.state_root}; {'; '.join(problems)}. "
-                + (
-                    f"Iteration {newest} is complete: the same command resumes it"
-                    if newest
-                    else "No earlier one is there"
-                )
+                f"{resumes if newest else 'No earlier one is there'}"
             )
 
 
@@ -256,11 +254,8 @@ def restore_rng(state: SavedState) -> None:
 
 def describe(path: Path) -> dict[str, Any]:
     """Return `{"size", "sha256"}` of a file."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
 def optimizer_state(
@@ -312,6 +307,12 @@ def load_optimizer_state(
             exact[name] = value
         else:
             state.setdefault(numbers[name], {})[kind] = value
+    foreign = {kind for kinds in state.values() for kind in kinds} - {"step", "exp_avg", "exp_avg_sq"}
+    if foreign and isinstance(optimizer, torch.optim.AdamW):
+        raise CheckpointError(
+            f"the saved optimizer state has {', '.join(sorted(foreign))}, which {type(optimizer).__name__} cannot read: keep "
+            "that optimizer, or begin the moments anew: checkpoint.keys_not_to_resume=[optim]"
+        )
     # Options such as the decay are the present configuration's; what the optimizer keeps of its own lies in its state.
     extra = {}
     if has_masters:
@@ -320,9 +321,14 @@ def load_optimizer_state(
 
 
 def _read_like(saved: SavedState, key: str, parameter: Tensor) -> Tensor:
-    if is_sharded(parameter) and saved.shape("optimizer", key) == tuple(parameter.shape):
-        return shard_like(saved.read("optimizer", key, part_of(parameter)), parameter)
-    return saved.read("optimizer", key)
+    """Return an optimizer's tensor, of one that is sharded like `parameter` no more than this rank's part or its rows."""
+    part, shape = part_of(parameter), saved.shape("optimizer", key)
+    if part is None or shape[:1] != parameter.shape[:1]:
+        return saved.read("optimizer", key)
+    if shape == parameter.shape:
+        return shard_like(saved.read("optimizer", key, part), parameter)
+    rows = part[0] if holds_rows(parameter) else slice(None)  # of a value for each block of a row
+    return saved.read("optimizer", key, (rows, *[slice(None)] * (len(shape) - 1)))
 
 
 def _names_in_order(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:

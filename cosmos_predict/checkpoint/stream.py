@@ -125,6 +125,17 @@ def write_tensors(
     return files
 
 
+def write_with_bar(
+    path: str | os.PathLike[str], entries: Sequence[Entry], show: bool = True, **options: Any
+) -> list[Path]:
+    """`write_tensors`, with a bar of the bytes written."""
+    from tqdm import tqdm
+
+    total = sum(entry.nbytes for entry in entries)
+    with tqdm(total=total, unit="B", unit_scale=True, desc=Path(path).name, disable=not show) as bar:
+        return write_tensors(path, entries, on_tensor=lambda entry: bar.update(entry.nbytes), **options)
+
+
 def parse_size(text: str) -> int:
     """Return the bytes of a size such as `5GB`, `500MB` or `2GiB`; raises ConfigError for other text."""
     match = re.fullmatch(r"(\d+\.?\d*)\s*([KMG]I?B|)", text.strip().upper())

@@ -1,14 +1,16 @@
-"""`scripts/cache_latents.py`: encode a run's dataset once, so that training needs no tokenizer."""
+"""`scripts/cache_latents.py`: encode the windows of a run's dataset once, so that training needs no tokenizer.
+
+The overrides behind -- are those of the training command. Clips that are cached already are kept, so an interrupted run
+is resumed by running it again. A file per clip; clips in buckets (aspect_buckets, length_buckets) keep theirs. With
+latent_dtype the pixels give the same loss: model.config.latent_dtype=bfloat16.
+"""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from cosmos_predict.cli.program import positive_int, run_program
+from cosmos_predict.cli.program import command, device_of, positive_int, tell_failed
 from cosmos_predict.errors import ConfigError
 
 EPILOG = """\
@@ -20,34 +22,15 @@ example:
 """
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit."""
-    run_program(cache, build_parser(), argv)
-
-
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="cache_latents.py",
-        description="Encode the windows of a run's dataset with the run's tokenizer. The overrides behind -- are those of "
-        "the training command. Clips that are cached already are kept, so an interrupted run is resumed by running it again. "
-        "A file per clip; clips in buckets (aspect_buckets, length_buckets) keep theirs. With latent_dtype the pixels give the "
-        "same loss: model.config.latent_dtype=bfloat16.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    lines = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=lines)
     add = parser.add_argument
     add("--output_dir", type=Path, required=True, help="folder of the cache")
-    add(
-        "--dtype",
-        choices=("bfloat16", "float16", "float32"),
-        default="bfloat16",
-        help="of the latents (default: %(default)s)",
-    )
-    add(
-        "--start_interval",
-        type=positive_int,
-        help="source frames from one window's start to the next (default: num_frames)",
-    )
+    kinds = ("bfloat16", "float16", "float32")
+    add("--dtype", choices=kinds, default="bfloat16", help="of the latents (default: %(default)s)")
+    interval = "source frames from one window's start to the next (default: num_frames)"
+    add("--start_interval", type=positive_int, help=interval)
     add("--batch_size", type=positive_int, default=1, help="windows encoded at a time (default: %(default)s)")
     add("--device", help="where to encode (default: a GPU where there is one)")
     add("--config", metavar="FILE", help="a .py file with make_config(), or a run's config.yaml")
@@ -64,8 +47,7 @@ def cache(args: argparse.Namespace) -> int:
     from cosmos_predict.config.lazy import instantiate
     from cosmos_predict.data.latent_cache import cache_key, write_cache
     from cosmos_predict.data.video_folder import VideoFolderDataset
-    from cosmos_predict.models.build import torch_dtype
-    from cosmos_predict.tokenizers.load import load_tokenizer
+    from cosmos_predict.models.build import build_video_tokenizer
 
     config = compose(args.overrides, args.config, allow=args.allow)
     if config.dataloader_train is None or config.model is None:
@@ -78,19 +60,20 @@ def cache(args: argparse.Namespace) -> int:
     dataset.start_interval = args.start_interval or dataset.num_frames
     source = instantiate(config.model.config.pipe_config.tokenizer)
     key = cache_key(dataset, source, args.dtype)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = None if source.dtype is None else torch_dtype(source.dtype)
-    tokenizer = load_tokenizer(source.path or source.name, device=device, dtype=dtype, **source.options)
+    device = device_of(args.device)
+    tokenizer = build_video_tokenizer(source, device)
 
     def encode(video: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
             return tokenizer.encode(video.to(device))
 
     report = write_cache(dataset, encode, key, args.output_dir, args.batch_size)
-    for path, reason in sorted(report.failed.items()):
-        print(f"failed: {path}: {reason}", file=sys.stderr)
+    status = tell_failed(report.failed)
     print(
         f"{args.output_dir}: {report.written} clips written, {report.kept} kept (already there), {len(report.failed)} "
         f"failed; {report.windows} windows, {report.bytes / 1e6:.1f} MB"
     )
-    return 1 if report.failed else 0
+    return status
+
+
+main = command(cache, build_parser)

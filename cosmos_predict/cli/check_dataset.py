@@ -1,4 +1,8 @@
-"""`scripts/check_dataset.py`: whether datasets can be trained on, what is unusable and why, and what they fit."""
+"""`scripts/check_dataset.py`: whether datasets can be trained on, what is unusable and why, and what they fit.
+
+Reads every sample as training does, and tells what the datasets hold and the experiments that they fit. Any layout;
+nothing is changed. Exit status 1 where something is unusable.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +10,17 @@ import argparse
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from cosmos_predict.cli.program import configure_logging, positive_int, run_program
+from cosmos_predict.cli.program import command, configure_logging, positive_int
 
 if TYPE_CHECKING:
     from cosmos_predict.data.check import Report
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit."""
-    run_program(run, build_parser(), argv)
-
-
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="check_dataset.py",
-        description="Read every sample of datasets as training does, and tell what they hold, what is unusable and why, and the "
-        "experiments that they fit. Any layout; nothing is changed. Exit status 1 where something is unusable.",
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("dataset", type=Path, nargs="+", help="folder of a dataset, or of several (train/ and val/)")
     add("--num_frames", type=positive_int, help="frames of a sample; shorter clips are unusable (default: any length)")
@@ -80,3 +74,6 @@ def text(report: Report, listed: int = 20) -> str:
 def _counts(counter: Counter[str]) -> str:
     more = f" and {len(counter) - 5} more" if len(counter) > 5 else ""
     return ", ".join(f"{value} ({count})" for value, count in counter.most_common(5)) + more
+
+
+main = command(run, build_parser)

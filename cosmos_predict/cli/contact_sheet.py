@@ -1,32 +1,25 @@
-"""`python scripts/contact_sheet.py`: generated and real frames in one picture."""
+"""`python scripts/contact_sheet.py`: generated and real frames in one picture.
+
+Writes a PNG with frames of clips side by side, one row per clip. The first video decides size and length; an image is a
+row of one frame.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from cosmos_predict.cli.program import positive_int, run_program
+from cosmos_predict.cli.program import command, positive_int
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="scripts/contact_sheet.py",
-        description="Write a PNG with frames of clips side by side, one row per clip. The first video decides size and "
-        "length; an image is a row of one frame.",
-    )
-    parser.add_argument(
-        "clips",
-        nargs="+",
-        metavar="LABEL=FILE",
-        help="rows, for example start=first.png generated=output/clip.mp4 real=datasets/x/videos/a.mp4",
-    )
-    parser.add_argument("--save_path", required=True, help="PNG to write")
-    parser.add_argument("--columns", type=positive_int, default=6, help="frames per row (default: %(default)s)")
-    parser.add_argument(
-        "--start", type=int, default=0, help="first frame of every video but the first (default: %(default)s)"
-    )
+    parser = argparse.ArgumentParser("scripts/contact_sheet.py", description=__doc__)
+    add = parser.add_argument
+    rows = "rows, for example start=first.png generated=output/clip.mp4 real=datasets/x/videos/a.mp4"
+    add("clips", nargs="+", metavar="LABEL=FILE", help=rows)
+    add("--save_path", required=True, help="PNG to write")
+    add("--columns", type=positive_int, default=6, help="frames per row (default: %(default)s)")
+    add("--start", type=int, default=0, help="first frame of every video but the first (default: %(default)s)")
     return parser
 
 
@@ -37,22 +30,24 @@ def run(args: argparse.Namespace) -> int:
     from cosmos_predict.errors import ConfigError
     from cosmos_predict.evaluation.contact_sheet import contact_sheet
 
-    clips, length, size, fps = {}, None, None, 16.0
+    clips, length, size, fps = [], None, None, 16.0
     for clip in args.clips:
         label, equals, path = clip.partition("=")
         if not equals:
             raise ConfigError(f"{clip!r} is not LABEL=FILE")
         if video_reader.is_image(Path(path)):
-            clips[label] = video_reader.read_image(path)[None]
+            clips.append((label, video_reader.read_image(path)[None]))
             continue
         info = video_reader.probe(path)
         if length is None:
             length, size, fps = info.frames + args.start, (info.height, info.width), info.fps
-        first = args.start if any(len(frames) > 1 for frames in clips.values()) else 0
-        clips[label] = video_reader.read_frames(path, range(first, min(length, info.frames)))
-    size = size or next(iter(clips.values())).shape[1:3]
+        first = args.start if any(len(frames) > 1 for _, frames in clips) else 0
+        if not 0 <= first < info.frames:
+            raise ConfigError(f"--start {first}: {path} has {info.frames} frames; give a number below that")
+        clips.append((label, video_reader.read_frames(path, range(first, min(length, info.frames)))))
+    size = size or clips[0][1].shape[1:3]
     rows = []
-    for label, frames in clips.items():
+    for label, frames in clips:
         fitted = transforms.fit_frames(torch.from_numpy(frames).permute(0, 3, 1, 2), size, "crop").frames
         rows.append((label, fitted.permute(0, 2, 3, 1).numpy()))
     contact_sheet(rows, args.save_path, args.columns, fps)
@@ -60,5 +55,4 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    run_program(run, build_parser(), argv)
+main = command(run, build_parser)

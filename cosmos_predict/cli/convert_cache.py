@@ -1,19 +1,16 @@
-"""`scripts/convert_cache.py`: cached latents of one layout to the other."""
+"""`scripts/convert_cache.py`: cached latents of cache_latents.py to prepare_dataset.py's layout, any other from that one."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from cosmos_predict.cli.program import run_program
+from cosmos_predict.cli.program import command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the two folders."""
-    text = "Convert a folder of cached latents: one of cache_latents.py to prepare_dataset.py's layout, any other from that one."
-    parser = argparse.ArgumentParser(prog="convert_cache.py", description=text)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, help="folder to read")
     parser.add_argument("target", type=Path, help="folder to write; a new one")
     return parser
@@ -32,6 +29,4 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.target}: {windows} windows of {args.source}; train with: {' '.join(words)}")
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the program and exit."""
-    run_program(run, build_parser(), argv)
+main = command(run, build_parser)

@@ -1,13 +1,15 @@
-"""`scripts/convert_checkpoint.py`: published checkpoint files into other published forms."""
+"""`scripts/convert_checkpoint.py`: published checkpoint files into other published forms.
+
+Converts a checkpoint of a Cosmos diffusion network: key names, kind of file, weights, dtype, LoRA form. Streams tensor
+by tensor: a 14B file needs memory for its largest tensor.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import NoReturn
 
 from cosmos_predict.checkpoint.dialects import DIALECTS
-from cosmos_predict.cli.program import run_program
+from cosmos_predict.cli.program import command
 
 _EPILOG = """examples:
   a Predict1 file for diffusers:    INPUT.pt OUT_FOLDER --to diffusers --dtype bfloat16
@@ -19,37 +21,21 @@ _EPILOG = """examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; imports no torch."""
-    parser = argparse.ArgumentParser(
-        description="Convert a checkpoint of a Cosmos diffusion network: key names, kind of file, weights, dtype, LoRA form. "
-        "Streams tensor by tensor: a 14B file needs memory for its largest tensor.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "input", help=".pt or .safetensors file, sharded folder, diffusers transformer folder, or adapter folder"
-    )
-    parser.add_argument("output", help="a .pt or .safetensors file, or a folder")
-    parser.add_argument("--to", choices=DIALECTS, default="predict2", help="key names to write (default: %(default)s)")
-    parser.add_argument(
-        "--from", dest="source", choices=("auto", *DIALECTS), default="auto", help="key names of the input"
-    )
-    parser.add_argument(
-        "--weights", choices=("reg", "ema"), default="reg", help="which weights of a file that has both"
-    )
-    parser.add_argument(
-        "--dtype", choices=("keep", "bfloat16", "float16", "float32"), default="keep", help="of floating tensors"
-    )
-    parser.add_argument("--shard_size", help="cut .safetensors output into files of at most this size, such as 5GB")
-    parser.add_argument(
-        "--lora", nargs="+", default=[], metavar="ADAPTER", help="adapter folders or files for the input"
-    )
-    parser.add_argument("--merge", action="store_true", help="add the adapters to the weights")
-    parser.add_argument(
-        "--lora_form", choices=("peft", "infile", "diffusers"), help="write adapters in this form instead"
-    )
-    parser.add_argument(
-        "--model", help="a published model whose configuration the input has, where its tensors do not tell"
-    )
+    lines = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=_EPILOG, formatter_class=lines)
+    add = parser.add_argument
+    add("input", help=".pt or .safetensors file, sharded folder, diffusers transformer folder, or adapter folder")
+    add("output", help="a .pt or .safetensors file, or a folder")
+    add("--to", choices=DIALECTS, default="predict2", help="key names to write (default: %(default)s)")
+    add("--from", dest="source", choices=("auto", *DIALECTS), default="auto", help="key names of the input")
+    add("--weights", choices=("reg", "ema"), default="reg", help="which weights of a file that has both")
+    kinds = ("keep", "bfloat16", "float16", "float32")
+    add("--dtype", choices=kinds, default="keep", help="of floating tensors")
+    add("--shard_size", help="cut .safetensors output into files of at most this size, such as 5GB")
+    add("--lora", nargs="+", default=[], metavar="ADAPTER", help="adapter folders or files for the input")
+    add("--merge", action="store_true", help="add the adapters to the weights")
+    add("--lora_form", choices=("peft", "infile", "diffusers"), help="write adapters in this form instead")
+    add("--model", help="a published model whose configuration the input has, where its tensors do not tell")
     return parser
 
 
@@ -74,6 +60,4 @@ def run(args: argparse.Namespace) -> None:
         print(file)
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line `argv` (default: the process's arguments)."""
-    run_program(run, build_parser(), argv)
+main = command(run, build_parser)

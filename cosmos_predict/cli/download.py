@@ -87,6 +87,8 @@ def repositories(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             continue
         if "type" in entry and entry["type"] not in (args.model_types or args.default_types):
             continue
+        if args.model_types and set(args.model_types) <= set(entry.get("without", ())):
+            continue
         sizes = entry.get("sizes", [""])
         chosen = [size for size in sizes if not size or size in args.model_sizes]
         if "type" in entry and args.model_types and len(sizes) == 1:

@@ -1,15 +1,19 @@
-"""`python scripts/evaluate.py`: how near a checkpoint's clips come to the real ones of a dataset."""
+"""`python scripts/evaluate.py`: how near a checkpoint's clips come to the real ones of a dataset.
+
+Generates a dataset's clips from their first frames and captions; prints PSNR, SSIM (and LPIPS) of the generated frames
+with 95 % intervals, and paired differences. Clip k has the noise of seed + k for every checkpoint. `tokenizer` is the
+real clip encoded and decoded: what no checkpoint of that tokenizer can beat by much.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from cosmos_predict.cli.program import positive_int, run_program
+from cosmos_predict.cli.program import command, device_of, finite, positive, positive_int, whole_seed
 from cosmos_predict.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,29 +22,15 @@ if TYPE_CHECKING:
 
     from cosmos_predict.pipelines.load import Checkpoint
 
-EPILOG = """\
-Each clip's first frames and caption are given, the rest is compared. Clip k has the noise of seed + k for every checkpoint.
-`tokenizer` is the real clip encoded and decoded: what no checkpoint of that tokenizer can beat by much.
-"""
-
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="scripts/evaluate.py",
-        description="Generate a dataset's clips from their first frames and captions; print PSNR, SSIM (and LPIPS) of the "
-        "generated frames with 95 % intervals, and paired differences.",
-        epilog=EPILOG,
-    )
+    parser = argparse.ArgumentParser("scripts/evaluate.py", description=__doc__)
     add = parser.add_argument
     add("--dit_path", required=True, help="checkpoint: as inference/video2world.py takes it")
-    add(
-        "--load_ema",
-        action="store_true",
-        help="use EMA weights, of every checkpoint (with --lora_path: of the adapters)",
-    )
-    add(
-        "--lora_path", nargs="+", default=[], metavar="PATH", help="adapters of --dit_path, as inference/video2world.py"
-    )
+    ema = "use EMA weights, of every checkpoint (with --lora_path: of the adapters)"
+    add("--load_ema", action="store_true", help=ema)
+    adapters = "adapters of --dit_path, as inference/video2world.py"
+    add("--lora_path", nargs="+", default=[], metavar="PATH", help=adapters)
     add("--config", default="", help="config.yaml of --dit_path's run, for a file that was moved out of it")
     other = "other checkpoints, of the same clip size; --dit_path again: without the adapters"
     add("--compare_with", nargs="+", default=[], metavar="[NAME=]PATH", help=other)
@@ -48,10 +38,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dataset_path", required=True, help="folder with videos/ and metas/ (or t5_xxl/)")
     add("--num_clips", type=positive_int, default=16, help="the first ones by name (default: %(default)s)")
     add("--num_conditional_frames", type=positive_int, default=1, help="given frames (default: %(default)s)")
-    add("--guidance", type=float, default=0.0, help="0 is none (default: %(default)s)")
+    add("--guidance", type=finite, default=0.0, help="0 is none (default: %(default)s)")
     add("--num_steps", type=positive_int, default=35, help="solver steps (default: %(default)s)")
-    add("--fps", type=float, help="resample the clips, as dataloader_train.dataset.fps does (default: their own rate)")
-    add("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    add(
+        "--fps",
+        type=positive,
+        help="resample the clips, as dataloader_train.dataset.fps does (default: their own rate)",
+    )
+    add("--seed", type=whole_seed, default=0, help="of the noise (default: %(default)s)")
     add("--lpips_path", nargs="+", default=[], metavar="FILE", help="weights of AlexNet and LPIPS 0.1: adds LPIPS")
     add("--tokenizer_path", default="", help="weights of the video tokenizer, or 'dct' (default: the checkpoint's)")
     add("--text_encoder", default="", help="for clips without embedding (default: the checkpoint's)")
@@ -72,11 +66,12 @@ def run(args: argparse.Namespace) -> int:
     from cosmos_predict.data.video_reader import write_video
     from cosmos_predict.evaluation import metrics, report
     from cosmos_predict.io.atomic import atomic_write_text
+    from cosmos_predict.pipelines.requests import output_path
     from cosmos_predict.pipelines.video2world import Clip, generate, to_frames
     from cosmos_predict.text_encoders.build import LazyTextEncoder
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = getattr(torch, args.dtype or ("float32" if device == "cpu" else "bfloat16"))
+    save_path, device = output_path(args.save_path, (".json",)), device_of(args.device)
+    dtype = getattr(torch, args.dtype or ("float32" if device.type == "cpu" else "bfloat16"))
     measures = {"psnr": metrics.psnr, "ssim": metrics.ssim}
     if args.lpips_path:
         measures["lpips"] = metrics.LPIPS(args.lpips_path)
@@ -84,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     frames, size = checkpoints["this"].clip.num_frames, checkpoints["this"].clip.video_size
     dataset = VideoFolderDataset(  # encodes what it must, and keeps no encoder
         args.dataset_path, frames, size, fit="crop", fps=args.fps, shuffle=False,
-        text_encoder=LazyTextEncoder(encoder_of(args, checkpoints["this"]), device=device),
+        text_encoder=LazyTextEncoder(checkpoints["this"].encoder(args.text_encoder), device=str(device)),
     )  # fmt: skip
     clips = dataset.clips[: args.num_clips]
     given = args.num_conditional_frames
@@ -119,9 +114,9 @@ def run(args: argparse.Namespace) -> int:
     samplers = {name: dataclasses.asdict(found.settings) for name, found in checkpoints.items()}
     summary = {**report.summarise(scores), "clips": [clip.name for clip in clips], "samplers": samplers}
     summary["settings"] = vars(args)
-    atomic_write_text(args.save_path, json.dumps(summary, indent=1))
+    atomic_write_text(save_path, json.dumps(summary, indent=1))
     print(f"{len(clips)} clips of {args.dataset_path}, {frames - given} generated frames each; mean +- 95 % interval")
-    print(report.table(summary), args.save_path, sep="\n")
+    print(report.table(summary), save_path, sep="\n")
     return 0
 
 
@@ -137,22 +132,21 @@ def open_checkpoints(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, 
     main = read_checkpoint(args.dit_path, lora_paths=args.lora_path, config=args.config, **own)
     checkpoints, taken = {"this": main}, {"this", "tokenizer", "copy_last_frame", "real"}
     for entry in args.compare_with:
-        name, equals, path = entry.partition("=")
-        name, path = (name, path) if equals else (Path(entry).name, entry)
+        name, path = entry.split("=", 1) if "=" in entry else (Path(entry).name, entry)
         if name in taken:
             raise ConfigError(f"--compare_with {entry}: the name {name} is taken; give another, as NAME={path}")
         taken.add(name)
         same = {"load_ema": main.ema, "config": args.config} if path == args.dit_path else {}
         checkpoints[name] = read_checkpoint(path, **(own | same))
     given, expected = args.num_conditional_frames, main.clip
-    encoder = encoder_name(encoder_of(args, main))
+    encoder = encoder_name(main.encoder(args.text_encoder))
     for name, found in checkpoints.items():
         if (found.clip.num_frames, found.clip.video_size) != (expected.num_frames, expected.video_size):
             raise ConfigError(
                 f"{name} makes {found.clip.num_frames} frames of {found.clip.video_size}, {args.dit_path} "
                 f"{expected.num_frames} of {expected.video_size}: only checkpoints of one clip size can be compared"
             )
-        if (other := encoder_name(encoder_of(args, found))) != encoder:
+        if (other := encoder_name(found.encoder(args.text_encoder))) != encoder:
             raise ConfigError(
                 f"{name} reads text through {other}, {args.dit_path} through {encoder}: only checkpoints of one text encoder "
                 "can be compared (--text_encoder, if one of the two says it wrong)"
@@ -164,9 +158,4 @@ def open_checkpoints(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, 
     return checkpoints
 
 
-def encoder_of(args: argparse.Namespace, found: Checkpoint) -> str:
-    return args.text_encoder or found.config.pipe_config.text_encoder
-
-
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    run_program(run, build_parser(), argv)
+main = command(run, build_parser)

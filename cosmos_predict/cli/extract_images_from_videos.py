@@ -1,29 +1,20 @@
-"""`scripts/extract_images_from_videos.py`: an image dataset from every N-th frame of a video dataset."""
+"""`scripts/extract_images_from_videos.py`: an image dataset from every STRIDE-th frame of a video dataset.
+
+Saves those of INPUT/videos/* as OUTPUT/images/VIDEO_NNNNNNNN.jpg, numbered in the order saved. Images that are already
+there are kept.
+"""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from cosmos_predict.cli.program import positive_int, run_program
-
-
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit."""
-    run_program(run, build_parser(), argv)
+from cosmos_predict.cli.program import HelpFormatter, command, positive_int, tell_failed
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; published flags keep their names and defaults."""
-    parser = argparse.ArgumentParser(
-        prog="extract_images_from_videos.py",
-        description="Save every STRIDE-th frame of INPUT/videos/* as OUTPUT/images/VIDEO_NNNNNNNN.jpg, numbered in the "
-        "order saved. Images that are already there are kept.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--input_dataset_dir", type=Path, required=True, help="dataset folder with videos/")
     add("--output_dataset_dir", type=Path, required=True, help="dataset folder to fill")
@@ -35,10 +26,12 @@ def run(args: argparse.Namespace) -> int:
     from cosmos_predict.data.import_folder import extract_images
 
     report = extract_images(args.input_dataset_dir, args.output_dataset_dir, args.stride)
-    for path, reason in sorted(report.failed.items()):
-        print(f"failed: {path}: {reason}", file=sys.stderr)
+    status = tell_failed(report.failed)
     print(
         f"{args.output_dataset_dir / 'images'}: {report.written} images written, {report.kept} kept (already there), "
         f"{len(report.failed)} videos failed"
     )
-    return 1 if report.failed else 0
+    return status
+
+
+main = command(run, build_parser)

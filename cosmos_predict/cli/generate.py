@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 import shlex
 import sys
 import time
@@ -21,7 +20,7 @@ from cosmos_predict.checkpoint.lora_forms import read_adapter
 from cosmos_predict.checkpoint.lora_runs import adapter_folder, file_hash
 from cosmos_predict.cli import predict1
 from cosmos_predict.cli.generation import PREDICT1_NAMES, SWITCHES
-from cosmos_predict.cli.program import configure_logging
+from cosmos_predict.cli.program import configure_logging, device_of
 from cosmos_predict.data.transforms import RESOLUTION_BUCKETS
 from cosmos_predict.data.video_reader import write_video
 from cosmos_predict.errors import ConfigError, DataError
@@ -94,7 +93,7 @@ def generate(args: argparse.Namespace) -> int:
     for stage in range(len(checkpoints)) if work else ():
         found = checkpoints.pop(next(iter(checkpoints)))
         net = found.model.net.config
-        texts = encode_prompts(prompts, net, encoder_of(args, found), **options) if processes.is_main else {}
+        texts = encode_prompts(prompts, net, found.encoder(args.text_encoder), **options) if processes.is_main else {}
         texts = processes.share(texts)
         found.load(home, dtype)
         apply_context_parallel(found.model.net, processes.context)
@@ -118,17 +117,6 @@ def generate(args: argparse.Namespace) -> int:
             elif processes.is_main:
                 write(job, frames, clip.fps, content)
     return 0
-
-
-def device_of(name: str | None) -> torch.device:
-    """Return the device of that name (None: a GPU where there is one). Raises ConfigError for one that is not here."""
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    name = name or ("cuda" if gpus else "cpu")
-    if not (match := re.fullmatch(r"cpu|cuda(?::(\d+))?", name)):
-        raise ConfigError(f"--device {name}: expected cpu, cuda, or cuda:N")
-    if name != "cpu" and int(match[1] or 0) >= gpus:
-        raise ConfigError(f"--device {name}: torch finds {gpus} GPU(s) with a driver here; --device cpu does without")
-    return torch.device(name)
 
 
 def open_checkpoints(args: argparse.Namespace) -> dict[str, Checkpoint]:
@@ -191,7 +179,7 @@ def read_jobs(args: argparse.Namespace) -> list[argparse.Namespace]:
 def clips_of(job: argparse.Namespace, checkpoints: list[Checkpoint], processes: Processes) -> list[Clip]:
     """Settle what `job` leaves open (prompts, frames, size, fps), and return the clip of every checkpoint, checked."""
     made_for, video = checkpoints[-1].clip, job.command == "video2world"
-    job.prompt, encoder = read_prompt(job.prompt), encoder_name(encoder_of(job, checkpoints[-1]))
+    job.prompt, encoder = read_prompt(job.prompt), encoder_name(checkpoints[-1].encoder(job.text_encoder))
     if job.negative_prompt is None:
         # An embedding of Cosmos-Reason1 is often made elsewhere, and its 14 GB then are not here.
         known = encoder == "t5" or (encoder == "cosmos_reason1" and not isinstance(job.prompt, Path))
@@ -199,9 +187,8 @@ def clips_of(job: argparse.Namespace, checkpoints: list[Checkpoint], processes: 
     job.negative_prompt = read_prompt(job.negative_prompt) or None
     if job.subject_name:
         if isinstance(job.prompt, Path):
-            raise ConfigError(
-                f"--subject_name goes before a prompt of text, and {job.prompt} is an embedding: leave it out"
-            )
+            what = f"{job.prompt} is an embedding"
+            raise ConfigError(f"--subject_name goes before a prompt of text, and {what}: leave it out")
         job.prompt = f"A video of sks {job.subject_name}. {job.prompt}".rstrip()
     if not job.prompt and processes.is_main:
         logger.warning("{}: the prompt is empty, nothing but the input says what happens (--prompt)", job.save_path)
@@ -246,11 +233,6 @@ def size_of(made_for: tuple[int, int], ratio: str | None, resolution: str | None
     return height, width
 
 
-def encoder_of(args: argparse.Namespace, found: Checkpoint) -> str:
-    """Return the text encoder for a checkpoint; a published one is taken from where its download lies, if it is there."""
-    return args.text_encoder or found.config.pipe_config.text_encoder
-
-
 def base_of(lora: str, ema: bool) -> str:
     """Return what adapters say of the weights that they were trained beside."""
     adapter = read_adapter(adapter_folder(lora, ema), ema=ema)
@@ -270,7 +252,7 @@ def hashes_of(
     marks: dict[str, Any] = {"config": content_hash(args.config)} if args.config else {}
     for flag, found in checkpoints.items():
         marks[flag], last = found.hash(), flag == list(checkpoints)[-1]
-        tokenizer, encoder = found.place(), encoder_of(args, found)
+        tokenizer, encoder = found.place(), found.encoder(args.text_encoder)
         if tokenizer not in TOKENIZERS:
             marks["tokenizer_path" if last else f"{flag} tokenizer"] = content_hash(tokenizer)
         if any(reads_text(job, encoder) for job in jobs) and (mark := encoder_mark(encoder)):
@@ -285,7 +267,7 @@ def sidecar_of(
 ) -> dict[str, Any]:
     """Return what is kept beside an output: every option, resolved, the hashes of its files, and where it was made."""
     final = list(checkpoints.values())[-1]
-    encoders = {encoder_of(job, found) for found in checkpoints.values()}
+    encoders = {found.encoder(job.text_encoder) for found in checkpoints.values()}
     if not any(reads_text(job, encoder) for encoder in encoders):
         hashes = {name: mark for name, mark in hashes.items() if not name.endswith("encoder")}
     prompts = {name: vars(job)[name] for name in ("prompt", "negative_prompt")}

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import math
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from cosmos_predict.cli.program import BAD_INPUT, configure_logging, positive_int, status_of
+from cosmos_predict.cli import program
 
 COMMANDS = {
     "video2world": "Continue an image or a video clip.",
@@ -40,7 +39,6 @@ SWITCHES = {
     "offload_guardrail": "no effect, as above",
     "disable_prompt_refiner": "no effect: there is no prompt refiner here, prompts are used as they are",
     "offload_prompt_refiner": "no effect, as above",
-    "verbose": "log more, and show the traceback when something fails",
 }
 LORA_SWITCHES = {
     "use_lora": "make sure that there are adapters, in the file of --dit_path or as --lora_path",
@@ -89,29 +87,6 @@ ONLY_PREDICT2 = {
 }
 
 
-def whole_seed(text: str) -> int:
-    """Argparse type: a seed of numpy's RandomState."""
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {2**32 - 1}")
-    return int(text)
-
-
-def finite(text: str) -> float:
-    """Argparse type: a number, neither infinite nor nan."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
-    return value
-
-
-def positive(text: str) -> float:
-    """Argparse type: a finite number above 0."""
-    value = finite(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
 class _Spelled(argparse.Action):
     """Stores a value (a switch: True), and in `given` the name of the flag that gave it."""
 
@@ -137,7 +112,7 @@ def build_parser(command: str) -> argparse.ArgumentParser:
         else:
             parser.set_defaults(**{flag.removeprefix("--"): default})
 
-    whole = positive_int
+    whole, positive = program.positive_int, program.positive
     add("--model_size", "of the published checkpoint", "2B", choices=["0.6B"] * image + ["2B", "14B"])
     add("--dit_path", "run folder, exported .pt, .safetensors, or published file (default: as published)", "")
     add("--dit_path_text2image", "without --dit_path: what makes the first frame", "", command == "text2world")
@@ -148,11 +123,8 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     add("--lora_target_modules", "no effect: the file says which layers are adapted", "", video)
     add("--config", "config.yaml of the checkpoint's run, for a file that was moved out of it", "")
     add("--tokenizer_path", "weights of the video tokenizer, or 'dct' (default: the checkpoint's)", "")
-    add(
-        "--text_encoder",
-        "t5, cosmos_reason1, tiny, or a folder of one of the first two (default: the checkpoint's)",
-        "",
-    )
+    encoders = "t5, cosmos_reason1, tiny, or a folder of one of the first two (default: the checkpoint's)"
+    add("--text_encoder", encoders, "")
     add("--distill_steps", "of a distilled image model", 0, not video, type=int, choices=range(5))
     add("--prompt", "text, a .txt file, or a file of a precomputed embedding", "" if video else PROMPT)
     negative = "''" if image else "a description of poor video"
@@ -160,10 +132,8 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     add("--input_path", "image, or video to be continued", "assets/video2world/input0.jpg", video)
     add("--num_conditional_frames", "given frames: 1, or 5 of a video", 1, video, type=whole)
     add("--num_chunks", "chunks of a long video, each continues the last", 1, video, type=whole)
-    add(
-        "--batch_input_json",
-        "list of objects with prompt, input_video, output_video or output_image, seed (Predict1: lines)",
-    )
+    batch = "list of objects with prompt, input_video, output_video or output_image, seed (Predict1: lines)"
+    add("--batch_input_json", batch)
     output = "output/generated_image.jpg" if image else "output/generated_video.mp4"
     add("--save_path", "file to write; every setting goes beside it as .json", output)
     add("--from_sidecar", "take every option from the .json beside a clip; those given here win", metavar="JSON")
@@ -174,8 +144,8 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     ratios = ("1:1", "4:3", "3:4", "16:9", "9:16")
     add("--aspect_ratio", "width to height (default: the checkpoint's; published: 16:9)", choices=ratios)
     add("--size", "pixels, in place of these two", type=whole, nargs=2, metavar=("HEIGHT", "WIDTH"))
-    add("--seed", "of the noise", 0, type=whole_seed)
-    add("--guidance", "0 is none", 4.0 if image else 7.0, type=finite)
+    add("--seed", "of the noise", 0, type=program.whole_seed)
+    add("--guidance", "0 is none", 4.0 if image else 7.0, type=program.finite)
     add("--num_steps", "solver steps", 35, type=whole)
     add("--num_gpus", "processes that torchrun starts: each computes a part of the frames", type=whole)
     add("--cfg_batch", "branches of guidance in one batch (auto: short clips)", "auto", choices=("auto", "on", "off"))
@@ -183,10 +153,8 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     kinds = ("float32", "bfloat16")
     add("--dtype", "of the network (default: bfloat16 on a GPU, float32 on a CPU)", choices=kinds)
     for name, text in {**SWITCHES, **(LORA_SWITCHES if video else {})}.items():
-        if name == "verbose":
-            parser.add_argument("-v", "--verbose", action="store_true", help=text)
-        else:
-            add(f"--{name}", text, False, nargs=0)
+        add(f"--{name}", text, False, nargs=0)
+    program.add_verbose(parser)
     if not image:
         place = parser.add_argument_group("for checkpoints of Cosmos-Predict1 alone")
     for flag, (_, default, text) in _ONLY.items():
@@ -202,7 +170,7 @@ def main(command: str, argv: Sequence[str] | None = None) -> NoReturn:
     number = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
     with contextlib.redirect_stderr(sys.stderr if number == "0" else io.StringIO()):
         args = parser.parse_args(argv)
-    configure_logging(args.verbose)
+    program.configure_logging(args.verbose)
 
     def body() -> int:
         from cosmos_predict.cli.generate import generate, use_sidecar
@@ -215,9 +183,9 @@ def main(command: str, argv: Sequence[str] | None = None) -> NoReturn:
         except Exception as error:
             if fails_first() or args.verbose:
                 raise
-            return 2 if isinstance(error, BAD_INPUT) else 1
+            return 2 if isinstance(error, program.BAD_INPUT) else 1
 
-    status = status_of(body, args.verbose)
+    status = program.status_of(body, args.verbose)
     from cosmos_predict.parallel.distributed import finish_distributed
 
     finish_distributed(status)

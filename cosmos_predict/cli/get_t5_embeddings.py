@@ -1,18 +1,18 @@
 """`scripts/get_t5_embeddings.py`: a text embedding for every caption of a dataset folder.
 
 Reads `DATASET/metas/*.txt` and writes `DATASET/t5_xxl/<name>.pickle`, as the published script does; captions in folders
-of metas/, one a camera, go to those of t5_xxl/.
+of metas/, one a camera, go to those of t5_xxl/. Files that are already there are kept, so an interrupted run is resumed
+by running it again; those of edited captions are made again.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from cosmos_predict.cli.program import positive_int, run_program
+from cosmos_predict.cli.program import HelpFormatter, command, positive_int, tell_failed
 from cosmos_predict.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -22,27 +22,14 @@ if TYPE_CHECKING:
 T5_11B = "google-t5/t5-11b"
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit."""
-    run_program(embed_with_table, build_parser(), argv)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; published flags keep their names and defaults."""
-    parser = argparse.ArgumentParser(
-        prog="get_t5_embeddings.py",
-        description="Write a text embedding for every caption metas/*.txt of a dataset, to t5_xxl/. "
-        "Files that are already there are kept, so an interrupted run is resumed by running it again; those of edited captions "
-        "are made again.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--dataset_path", type=Path, default=Path("datasets/hdvila"), help="folder with metas/")
-    parser.add_argument(
-        "--meta_csv",
-        type=Path,
-        help="table of captions to write to metas/ first: .csv, or .jsonl, with the columns file (or clip_id) and prompt "
-        "(or caption)",
+    table = (
+        "captions to write to metas/ first: .csv or .jsonl with the columns file (or clip_id) and prompt (or caption)"
     )
+    parser.add_argument("--meta_csv", type=Path, help=table)
     add_encoder_arguments(parser)
     return parser
 
@@ -106,21 +93,14 @@ def embed(args: argparse.Namespace, captions: Sequence[Caption], failed: dict[Pa
         except ConnectionError as error:
             raise ConnectionError(f"{error} Tests and tiny models need no download: --text_encoder tiny") from error
 
-    report = embed_captions(
-        captions,
-        args.text_encoder,
-        build,
-        max_length=args.max_length,
-        batch_size=args.batch_size,
-        overwrite=args.overwrite,
-    )
+    options = {name: vars(args)[name] for name in ("max_length", "batch_size", "overwrite")}
+    report = embed_captions(captions, args.text_encoder, build, **options)
     failed |= report.failed
-    for path, reason in sorted(failed.items()):
-        print(f"failed: {path}: {reason}", file=sys.stderr)
+    status = tell_failed(failed)
     if report.full:
         print(f"{report.full} captions fill all {args.max_length} tokens; what they say beyond is cut")
     print(f"{folder}: {report.written} written, {report.skipped} skipped (already there), {len(failed)} failed")
-    return 1 if failed else 0
+    return status
 
 
 def read_captions(dataset: Path, suffix: str) -> tuple[list[Caption], dict[Path, str]]:
@@ -150,3 +130,6 @@ def read_captions(dataset: Path, suffix: str) -> tuple[list[Caption], dict[Path,
         else:
             failed[path] = f"the caption is empty; write one, or remove the file, its video and t5_xxl/{path.stem}.*"
     return captions, failed
+
+
+main = command(embed_with_table, build_parser)

@@ -1,27 +1,23 @@
-"""`python scripts/import_videos.py`: a dataset folder from plain video files."""
+"""`python scripts/import_videos.py`: a dataset folder from plain video files.
+
+Makes DATASET/videos and DATASET/metas from a folder of video files. Captions come from .txt files of the same name, else
+--caption, else the file name. Next: python scripts/get_t5_embeddings.py --dataset_path DATASET
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import NoReturn
 
-from cosmos_predict.cli.program import positive_int, run_program
+from cosmos_predict.cli.program import command, positive_int
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="scripts/import_videos.py",
-        description="Make DATASET/videos and DATASET/metas from a folder of video files. Captions come from .txt files of the same "
-        "name, else --caption, else the file name.",
-        epilog="next: python scripts/get_t5_embeddings.py --dataset_path DATASET",
-    )
-    parser.add_argument("source", help="folder with video files")
-    parser.add_argument("--dataset_path", required=True, help="dataset folder to fill, for example datasets/mine")
-    parser.add_argument("--caption", default="", help="caption of clips that have none")
-    parser.add_argument(
-        "--short_side", type=positive_int, help="copy larger clips at this size: decodes faster (default: link)"
-    )
+    parser = argparse.ArgumentParser("scripts/import_videos.py", description=__doc__)
+    add = parser.add_argument
+    add("source", help="folder with video files")
+    add("--dataset_path", required=True, help="dataset folder to fill, for example datasets/mine")
+    add("--caption", default="", help="caption of clips that have none")
+    add("--short_side", type=positive_int, help="copy larger clips at this size: decodes faster (default: link)")
     return parser
 
 
@@ -35,5 +31,4 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    run_program(run, build_parser(), argv)
+main = command(run, build_parser)

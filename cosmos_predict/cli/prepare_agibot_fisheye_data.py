@@ -1,47 +1,32 @@
-"""`scripts/prepare_agibot_fisheye_data.py`: AgiBotWorld episodes of one camera as a dataset of captioned windows."""
+"""`scripts/prepare_agibot_fisheye_data.py`: AgiBotWorld episodes of one camera as a dataset of captioned windows.
+
+Downloads tasks, keeps one camera, cuts its videos into windows (train/ and val/), and writes the captions of
+PARENT/agibot_CAMERA.jsonl, a table of your own, to metas/. Existing files are kept, so a run can be repeated.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from cosmos_predict.cli.program import run_program
+from cosmos_predict.cli.program import HelpFormatter, command, tell_failed
 from cosmos_predict.errors import ConfigError, DataError
-
-
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit."""
-    run_program(prepare, build_parser(), argv)
+from cosmos_predict.io.hub import download_snapshot
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; published flags keep their names and defaults."""
-    parser = argparse.ArgumentParser(
-        prog="prepare_agibot_fisheye_data.py",
-        description="Download AgiBotWorld tasks, keep one camera, cut its videos into windows (train/ and val/), and write "
-        "the captions of PARENT/agibot_CAMERA.jsonl, a table of your own, to metas/. Existing files are kept, so a run can be "
-        "repeated.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--task_ids", type=int, nargs="+", default=[327], help="tasks to prepare")
-    add(
-        "--data_dir",
-        type=Path,
-        default=Path("datasets/agibot"),
-        help="folder with (or for) observations/ and task_info/",
-    )
+    root = Path("datasets/agibot")
+    add("--data_dir", type=Path, default=root, help="folder with (or for) observations/ and task_info/")
     add("--repo_id", default="agibot-world/AgiBotWorld-Alpha", help="where to download from")
     add("--keep_tar", action="store_true", help="keep the downloaded archives")
     add("--camera", default="head_center_fisheye_color", help="the camera to keep")
-    add(
-        "--delete-only",
-        action="store_true",
-        help="unpack and remove what is not of the camera; no download, no cutting",
-    )
+    only = "unpack and remove what is not of the camera; no download, no cutting"
+    add("--delete-only", action="store_true", help=only)
     add("--split-only", action="store_true", help="cut what is unpacked; no download, nothing removed")
     add("--val_episode_ids", type=int, nargs="*", default=[], help="episodes that go to val/")
     add("--window-size", type=float, default=5.0, help="seconds of a window")
@@ -65,7 +50,8 @@ def prepare(args: argparse.Namespace) -> int:
         task_dir = args.data_dir / "observations" / str(task)
         if not args.split_only:
             if not args.delete_only:
-                _download(args, task)
+                patterns = [f"observations/{task}/*.tar", f"task_info/task_{task}.json"]
+                download_snapshot(args.repo_id, patterns, repo_type="dataset", local_dir=args.data_dir)
             _keep_camera(args, task_dir)
         if args.delete_only:
             continue
@@ -74,18 +60,10 @@ def prepare(args: argparse.Namespace) -> int:
         )
         failed |= report.failed
         print(f"task {task}: {report.written} windows written, {report.kept} kept (already there) in {output}")
-    for path, reason in sorted(failed.items()):
-        print(f"failed: {path}: {reason}", file=sys.stderr)
+    status = tell_failed(failed)
     if not args.delete_only:
         _write_captions(args, output)
-    return 1 if failed else 0
-
-
-def _download(args: argparse.Namespace, task: int) -> None:
-    from cosmos_predict.io.hub import download_snapshot
-
-    patterns = [f"observations/{task}/*.tar", f"task_info/task_{task}.json"]
-    download_snapshot(args.repo_id, patterns, repo_type="dataset", local_dir=args.data_dir)
+    return status
 
 
 def _keep_camera(args: argparse.Namespace, task_dir: Path) -> None:
@@ -126,3 +104,6 @@ def _write_captions(args: argparse.Namespace, output: Path) -> None:
     for line in unmatched:
         print(f"unmatched: {line}", file=sys.stderr)
     print(f"{output}: {count} captions written, {len(unmatched)} names unmatched")
+
+
+main = command(prepare, build_parser)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cosmos_predict.cli.program import positive_int, run_program
+from cosmos_predict.cli.program import HelpFormatter, device_of, positive_int, run_program, tell_failed
 from cosmos_predict.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     instructions = prog == "prepare_instruction_dataset.py"
     each = "DATASET/videos/NAME.mp4, each with the language_instruction_0 of DATASET/instructions/NAME.json"
     text = DESCRIPTION.format(of=each if instructions else "a folder of videos, all with one prompt")
-    how = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(prog=prog, description=text, formatter_class=how)
+    parser = argparse.ArgumentParser(prog=prog, description=text, formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--dataset_path", type=Path, default=Path("video_dataset"), help="folder of the videos, or of videos/")
     add("--output_path", type=Path, default=Path("video_dataset_cached"), help="folder of the samples")
@@ -80,8 +79,8 @@ def prepare(args: argparse.Namespace) -> int:
     local = [str(path) for path in (Path("checkpoints", name) for name in LOCAL) if path.is_dir()]
     source = args.tokenizer_dir or (local[0] if local else str(download_snapshot(TOKENIZER)))
     options: dict[str, Any] = {"channels": 16, "temporal": 8} if source == "dct" else {}
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = args.dtype or ("bfloat16" if device != "cpu" and source != "dct" else "float32")
+    device = device_of(args.device)
+    dtype = args.dtype or ("bfloat16" if device.type != "cpu" and source != "dct" else "float32")
     tokenizer = load_tokenizer(source, device=device, dtype=getattr(torch, dtype), **options)
     shape = latent_shape(tokenizer, args.num_frames, args.height, args.width)
     step = PATCH * tokenizer.spatial_compression_factor
@@ -109,14 +108,13 @@ def prepare(args: argparse.Namespace) -> int:
     began = time.monotonic()
     report = write_chunks(chunks, args.output_path, settings, encode, embed, device, args.num_workers)
     failed |= report.failed
-    for path, reason in sorted(failed.items()):
-        print(f"failed: {path}: {reason}", file=sys.stderr)
+    status = tell_failed(failed)
     print(
         f"{args.output_path}: {report.written} samples written, {report.kept} kept (already there), {len(failed)} videos failed; "
         f"{report.windows} windows encoded, {report.written - report.windows} saved (the same window again); {report.prompts} "
         f"texts encoded, {report.written - report.prompts} saved; {report.windows / (time.monotonic() - began):.3g} windows/s"
     )
-    return 1 if failed else 0
+    return status
 
 
 def latent_shape(tokenizer: VideoTokenizer, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:

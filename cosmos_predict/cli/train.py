@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cosmos_predict.cli.program import configure_logging, status_of
+from cosmos_predict.cli.program import add_verbose, configure_logging, status_of
 
 EPILOG = """\
 overrides, after --:
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--allow", metavar="PACKAGE", action="append", default=[], help=allow)
     add("--factory", metavar="NAME", help="the same as experiment=NAME; NeMo's keys are taken with either")
     add("--yes", action="store_true", help="accepted: nothing is asked")
-    add("-v", "--verbose", action="store_true", help="log more, and show the traceback when something fails")
+    add_verbose(parser)
     add("overrides", nargs="*", help=argparse.SUPPRESS)
     return parser
 

@@ -16,22 +16,21 @@ import torch
 import torch.nn.functional as F
 
 from cosmos_predict.errors import DataError
+from cosmos_predict.networks.norms import wide
 
-
-def _full_precision(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+STATIC = 1e-6  # translations that differ by less are those of a camera that stands still
 
 
 def _rotation_translation(pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if pose.shape[-1] != 4 or pose.shape[-2] not in (3, 4):
         raise DataError(f"a camera pose must be (..., 3, 4) or (..., 4, 4), got {tuple(pose.shape)}")
-    pose = _full_precision(pose)
+    pose = wide(pose)
     return pose[..., :3, :3], pose[..., :3, 3]
 
 
 def pose_matrix(rotation: torch.Tensor, translation: torch.Tensor) -> torch.Tensor:
     """Return poses (..., 3, 4) = [R | t] from rotations (..., 3, 3) and translations (..., 3)."""
-    return torch.cat([_full_precision(rotation), _full_precision(translation)[..., None]], dim=-1)
+    return torch.cat([wide(rotation), wide(translation)[..., None]], dim=-1)
 
 
 def to_homogeneous(pose: torch.Tensor) -> torch.Tensor:
@@ -61,11 +60,11 @@ def relative_to_first(world2cam: torch.Tensor) -> torch.Tensor:
 
 
 def normalize_translations(translation: torch.Tensor) -> torch.Tensor:
-    """Divide translations (N, 3) by their largest pairwise distance; those of a static camera are left unchanged."""
-    translation = _full_precision(translation)
+    """Divide translations (N, 3) by their largest pairwise distance; those of a static camera (`STATIC`) stay as they are."""
+    translation = wide(translation)
     # The direct differences: the default of cdist loses digits when poses are far from the origin.
     largest = torch.cdist(translation, translation, compute_mode="donot_use_mm_for_euclid_dist").max()
-    return translation / largest if largest > 0 else translation
+    return translation / largest if largest > STATIC else translation
 
 
 def pixel_intrinsics(intrinsics: torch.Tensor, width: float, height: float) -> torch.Tensor:
@@ -74,7 +73,7 @@ def pixel_intrinsics(intrinsics: torch.Tensor, width: float, height: float) -> t
     With `width`, `height` = resized image size / latent compression this is the camera-control recipe's grid, on which
     cell (i, j) lies at ((j + 0.5) / width, (i + 0.5) / height) of the image, on past 1 in the padding.
     """
-    intrinsics = _full_precision(intrinsics)
+    intrinsics = wide(intrinsics)
     if intrinsics.shape[-2:] == (3, 3):
         scale = intrinsics.new_tensor([width, height, 1.0])[:, None]
     else:
@@ -94,7 +93,7 @@ def plucker_rays(cam2world: torch.Tensor, intrinsics: torch.Tensor, height: int,
         DataError: shapes that do not fit, or a focal length of zero.
     """
     rotation, center = _rotation_translation(cam2world)
-    intrinsics = _full_precision(intrinsics).to(rotation)
+    intrinsics = wide(intrinsics).to(rotation)
     if intrinsics.shape[-2:] == (3, 3):
         fx, fy = intrinsics[..., 0, 0], intrinsics[..., 1, 1]
         cx, cy, skew = intrinsics[..., 0, 2], intrinsics[..., 1, 2], intrinsics[..., 0, 1]
@@ -163,8 +162,7 @@ def fold_rays(rays: torch.Tensor, patch: int = 16) -> torch.Tensor:
 
     The input of the per-block camera encoder; p = spatial compression x patch size = 16.
     """
-    count, height, width, channels = rays.shape
+    height, width = rays.shape[1:3]
     if height % patch or width % patch:
         raise DataError(f"a {height}x{width} ray map does not fold into patches of {patch}: both must be multiples")
-    folded = rays.reshape(count, height // patch, patch, width // patch, patch, channels)
-    return folded.permute(0, 1, 3, 2, 4, 5).reshape(count, height // patch, width // patch, patch * patch * channels)
+    return rays.unflatten(2, (-1, patch)).unflatten(1, (-1, patch)).transpose(2, 3).flatten(3)

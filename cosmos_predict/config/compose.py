@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib.util
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ def compose(
     UnsafeFileError for a config file that names a callable which is not allowed.
     """
     lines: list[str] = [] if report is None else report
-    start = len(lines)
     from_file = config_path is not None and not config_path.endswith(".py")
     if from_file:
         tree = config_tree(load_config(str(config_path), allow))
@@ -71,23 +70,21 @@ def compose(
     if parsed.debug:
         fit_ranks(config, [leaf.key for leaf in leaves], lines, launched_ranks() or 1)
     if report is None:
-        for line in lines[start:]:
+        for line in lines:
             print(line, file=sys.stderr)
     return config
 
 
 def _base_tree(config_path: str | None) -> Tree:
-    if config_path is None:
-        return config_tree(default.make_config())
-    path = Path(config_path)
+    path = Path(config_path or default.__file__)
     if not path.exists() and (REPOSITORY / path).exists():  # a published path, from another working folder
         path = REPOSITORY / path
     if not path.exists():
-        raise ConfigError(
-            f"--config {config_path}: no such file; expected a .py file with make_config() or a config.yaml"
-        )
+        expected = "expected a .py file with make_config() or a config.yaml"
+        raise ConfigError(f"--config {config_path}: no such file; {expected}")
+    tree = config_tree(default.make_config())
     if path.resolve() == Path(default.__file__).resolve():
-        return config_tree(default.make_config())
+        return tree
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None  # the suffix is .py
     module = importlib.util.module_from_spec(spec)
@@ -97,7 +94,6 @@ def _base_tree(config_path: str | None) -> Tree:
     made: Any = module.make_config()
     if isinstance(made, Config):
         return config_tree(made)
-    tree = config_tree(default.make_config())
     merge(tree, to_tree(made))
     return tree
 
@@ -106,9 +102,8 @@ def _apply_debug(tree: Tree, report: list[str]) -> Tree:
     name = tree["job"].get("experiment")
     hook = registry.get_experiment(name).debug if name else None
     if hook is None:
-        raise ConfigError(
-            f"debug=true: {f'experiment {name!r}' if name else 'a config without experiment'} has no debug"
-        )
+        what = f"experiment {name!r}" if name else "a config without experiment"
+        raise ConfigError(f"debug=true: {what} has no debug")
     config = lazy_dict(tree)
     hook(config, report)
     shrunk = to_tree(config)
@@ -132,10 +127,6 @@ def _resolve(tree: Tree) -> Tree:
     return to_tree(config)
 
 
-def _now(pattern: str) -> str:
-    return datetime.datetime.now().strftime(pattern)
-
-
 OmegaConf.register_resolver("add", lambda *terms: sum(terms), replace=True)
 OmegaConf.register_resolver("subtract", lambda first, *rest: first - sum(rest), replace=True)
-OmegaConf.register_resolver("now", _now, use_cache=True, replace=True)
+OmegaConf.register_resolver("now", lambda pattern: datetime.now().strftime(pattern), use_cache=True, replace=True)

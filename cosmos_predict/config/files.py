@@ -49,8 +49,7 @@ def config_hash(config: Config, ignore: Sequence[str] = ()) -> str:
     tree = to_plain(config)
     for key in ("job", *ignore):
         parent, _, last = key.rpartition(".")
-        node = get_node(tree, parent) if parent else tree
-        if isinstance(node, dict):
+        if isinstance(node := get_node(tree, parent), dict):
             node.pop(last, None)
     return hashlib.sha256(json.dumps(_canonical(tree)).encode()).hexdigest()[:16]
 
@@ -99,7 +98,7 @@ def _check_target(name: Any, key: str, path: Path, allow: Sequence[str]) -> None
         f"a config file may call what {PACKAGE} marks @configurable, {', '.join(TORCH_TARGETS)}, and what a package "
         "that you trust defines: --allow PACKAGE"
     )
-    parts = name.replace(":", ".").split(".") if isinstance(name, str) else []
+    parts = name.split(".") if isinstance(name, str) else []
     roots = [root for root in (PACKAGE, *allow) if is_inside(".".join(parts[:-1]), root)]
     if not roots or not all(part.isidentifier() and not part.startswith("__") for part in parts):
         raise UnsafeFileError(f"{where} is refused: {way_out}")
@@ -124,20 +123,18 @@ def _plain(value: Any, key: str, strict: bool) -> Any:
     if isinstance(value, PurePath):
         return str(value)
     if key.rpartition(".")[2] == TARGET and callable(value):
-        return dotted_name(value) if strict else _name_or_text(value)
+        try:
+            return dotted_name(value)
+        except ConfigError:
+            if strict:
+                raise
+            return str(value)
     if value is None or type(value) in (bool, int, float) or (type(value) is str and "${" not in value):
         return value
     if not strict:
         return str(value)
     hint = "LazyCall builds it from plain values" if not isinstance(value, str) else "'${' is OmegaConf's interpolation"
     raise ConfigError(f"{key}={value!r} cannot be written to a config file ({type(value).__name__}): {hint}")
-
-
-def _name_or_text(value: Any) -> str:
-    try:
-        return dotted_name(value)
-    except ConfigError:
-        return str(value)
 
 
 def _canonical(value: Any) -> Any:

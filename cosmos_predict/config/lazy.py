@@ -43,7 +43,7 @@ def lazy_dict(content: Mapping[Any, Any]) -> LazyDict:
 class LazyCall:
     """`LazyCall(target)(**keywords)` -> LazyDict with the target's plain defaults, the keywords, and `_target_`.
 
-    `target` is a callable, or its name (`"package.module.Name"` or `"package.module:Name"`): then nothing is imported,
+    `target` is a callable, or its name (`"package.module.Name"`): then nothing is imported,
     no default is captured, and keywords are checked when the call is made. Captured are defaults that a file can hold
     (None, bool, number, text, list, mapping).
 
@@ -81,6 +81,7 @@ def instantiate(config: Any, /, *args: Any, **keywords: Any) -> Any:
             raise ConfigError(f"nothing to call: expected a mapping with {TARGET}, got {config!r}")
         return config
     where = str(config._get_full_key("")) if isinstance(config, DictConfig) else ""
+    place = f" (config key {where})" if where else ""
     typed = OmegaConf.get_type(config) if isinstance(config, DictConfig) else dict
     target = config.get(TARGET) if TARGET in config else (typed if typed is not dict else None)
     if target is None:
@@ -100,12 +101,12 @@ def instantiate(config: Any, /, *args: Any, **keywords: Any) -> Any:
             raise ConfigError(f"config key {where + '.' if where else ''}{key} has no value (???): set it")
         values[str(key)] = instantiate(config[key]) if recursive else config[key]
     values.update(keywords)
-    check_keywords(target, values, where)
-    _check_required(target, args, values, where)
+    check_keywords(target, values, place)
+    _check_required(target, args, values, place)
     try:
         return target(*args, **values)
     except Exception as error:
-        error.add_note(f"while building {describe(target)}" + (f" (config key {where})" if where else ""))
+        error.add_note(f"while building {describe(target)}{place}")
         raise
 
 
@@ -117,23 +118,21 @@ def accepted_keywords(target: Callable[..., Any]) -> set[str] | None:
     return {name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
-def check_keywords(target: Callable[..., Any], keywords: Mapping[str, Any], where: str = "") -> None:
-    """ConfigError where `target` does not take one of `keywords`."""
+def check_keywords(target: Callable[..., Any], keywords: Mapping[str, Any], place: str = "") -> None:
+    """ConfigError where `target` does not take one of `keywords`; `place` says where it stands, for the message."""
     accepted = accepted_keywords(target)
     unknown = [] if accepted is None else [key for key in keywords if key not in accepted and key != RECURSIVE]
     if unknown and accepted is not None:
-        place = f" (config key {where})" if where else ""
         hint = did_you_mean(unknown[0], accepted)
         raise ConfigError(f"{describe(target)} takes no keyword {unknown[0]!r}{place}: {hint}")
 
 
-def _check_required(target: Callable[..., Any], args: tuple[Any, ...], values: dict[str, Any], where: str) -> None:
+def _check_required(target: Callable[..., Any], args: tuple[Any, ...], values: dict[str, Any], place: str) -> None:
     if _parameters(target) is None:
         return
     try:
         inspect.signature(target).bind(*args, **values)
     except TypeError as error:
-        place = f" (config key {where})" if where else ""
         raise ConfigError(f"{describe(target)} cannot be called{place}: {error}") from None
 
 

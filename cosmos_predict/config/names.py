@@ -48,22 +48,20 @@ def locate(name: str, within: str | None = None) -> Any:
 
     Raises ConfigError where nothing has that name, UnsafeFileError where the name leaves `within`.
     """
-    if within is not None and not is_inside(name.replace(":", "."), within):
+    if within is not None and not is_inside(name, within):
         raise UnsafeFileError(f"{name!r} is outside {within}")
-    if not all(part.isidentifier() for part in name.replace(":", ".").split(".")):
-        raise ConfigError(f"{name!r} is no name of an object: expected package.module.Name")
     parts = name.split(".")
-    splits = [(".".join(parts[:i]), ".".join(parts[i:])) for i in range(len(parts) - 1, 0, -1)]
-    if ":" in name:
-        splits = [(name.partition(":")[0], name.partition(":")[2])]
-    for module_name, qualname in splits:
+    if not all(part.isidentifier() for part in parts):
+        raise ConfigError(f"{name!r} is no name of an object: expected package.module.Name")
+    for end in range(len(parts) - 1, 0, -1):
+        module_name = ".".join(parts[:end])
         try:
             found: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name and is_inside(module_name, error.name):
                 continue  # not a module: a class, or a wrong name
             raise
-        for part in qualname.split("."):
+        for part in parts[end:]:
             if not hasattr(found, part):
                 hint = did_you_mean(part, [known for known in dir(found) if not known.startswith("_")])
                 raise ConfigError(f"{describe(found)} has no {part!r} ({name!r}): {hint}")

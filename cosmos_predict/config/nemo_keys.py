@@ -112,9 +112,8 @@ def _validation(leaf: Leaf) -> list[Leaf]:
     """How often, or how many batches (1.0: all of them), which also switches validation on."""
     number: Any = leaf.value
     if type(number) is not int and not (leaf.key == BATCHES and number == 1.0):
-        raise ConfigError(
-            f"{leaf.key}={leaf.text}: expected a whole number ({'updates' if leaf.key == INTERVAL else 'batches'})"
-        )
+        unit = "updates" if leaf.key == INTERVAL else "batches"
+        raise ConfigError(f"{leaf.key}={leaf.text}: expected a whole number ({unit})")
     if leaf.key == INTERVAL:
         return [Leaf("set", "trainer.validation_iter", number)]
     count = number if type(number) is int else None

@@ -79,10 +79,7 @@ def parse_overrides(arguments: Sequence[str], groups: Collection[str]) -> Overri
                 f"cannot read the override {argument!r}: expected experiment=NAME, group=name, a.b.c=value, "
                 "+a.b=value or ~a.b"
             )
-        if action == "remove":
-            parsed.leaves.append(Leaf("remove", key))
-            continue
-        value = parse_value(text)
+        value = None if action == "remove" else parse_value(text)
         if action == "set" and key == "experiment":
             parsed.experiment = None if value is None else text
         elif action == "set" and key == "debug":

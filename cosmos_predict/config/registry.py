@@ -18,7 +18,7 @@ import attrs
 
 from cosmos_predict.config.lazy import LazyDict
 from cosmos_predict.config.names import did_you_mean
-from cosmos_predict.config.tree import Tree, merge, to_tree
+from cosmos_predict.config.tree import Tree, get_node, merge, to_tree
 from cosmos_predict.errors import ConfigError
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -50,7 +50,6 @@ class Group:
 
 
 _experiments: dict[str, Experiment] = {}
-_aliases: dict[str, str] = {}
 _groups: dict[str, Group] = {"callbacks": Group("trainer.callbacks")}
 
 
@@ -63,15 +62,10 @@ def register_experiment(
     """
     if source is None:
         return lambda function: register_experiment(name, function, summary=summary, debug=debug)
-    _refuse_taken(name)
+    if name in _experiments:
+        raise ConfigError(f"experiment {name!r} is registered twice")
     _experiments[name] = Experiment(name, source, summary, debug)
     return source
-
-
-def register_alias(alias: str, name: str) -> None:
-    """Let `experiment=alias` (a NeMo factory name, say) mean `experiment=name`."""
-    _refuse_taken(alias)
-    _aliases[alias] = name
 
 
 def register_group(group: str, path: str, keep: Sequence[str] = ()) -> None:
@@ -98,21 +92,17 @@ def register_choice(group: str, name: str, source: Source) -> None:
 
 
 def get_experiment(name: str) -> Experiment:
-    """Look up an experiment or alias. ConfigError with the nearest names where there is none."""
+    """Look up an experiment. ConfigError with the nearest names where there is none."""
     load_experiments()
-    target = _aliases.get(name, name)
-    if target not in _experiments:
-        hint = did_you_mean(target, [*_experiments, *_aliases])
-        alias = f" (alias of {target!r})" if target != name else ""
-        raise ConfigError(f"unknown experiment {name!r}{alias}: {hint}; --list shows all")
-    return _experiments[target]
+    if name not in _experiments:
+        raise ConfigError(f"unknown experiment {name!r}: {did_you_mean(name, _experiments)}; --list shows all")
+    return _experiments[name]
 
 
 def list_experiments() -> list[tuple[str, str]]:
-    """(name, summary) of every experiment and alias, sorted by name. Builds none of them."""
+    """(name, summary) of every experiment, sorted by name. Builds none of them."""
     load_experiments()
-    rows = [(e.name, e.summary) for e in _experiments.values()]
-    return sorted(rows + [(alias, f"= {name}") for alias, name in _aliases.items()])
+    return sorted((e.name, e.summary) for e in _experiments.values())
 
 
 def group_names() -> set[str]:
@@ -125,16 +115,15 @@ def apply_choice(tree: Tree, group: str, name: str) -> None:
     """Put `group=name` onto a plain tree in place. ConfigError with the nearest names where there is no such choice."""
     new = _build(_find_choice(group, name), f"choice {group}={name}")
     merge(tree, new.pop("_with_", {}))
-    path, keep = _groups[group].path, _groups[group].keep
-    parent: Any = tree
-    for part in path.split(".")[:-1]:
-        parent = parent.get(part) if isinstance(parent, dict) else None
+    path = _groups[group].path
+    above, _, last = path.rpartition(".")
+    parent = get_node(tree, above)
     if not isinstance(parent, dict):
         raise ConfigError(f"{group}={name} acts on {path!r}, which this config does not have")
-    old = parent.get(path.rsplit(".", 1)[-1]) if path else None
+    old = parent.get(last)
     if isinstance(old, dict):
-        new.update({key: old[key] for key in keep if key in old and key in new})
-    merge(parent, {path.rsplit(".", 1)[-1]: new} if path else new)
+        new.update({key: old[key] for key in _groups[group].keep if key in old and key in new})
+    merge(parent, {last: new} if path else new)
 
 
 def load_experiments(folder: Path = EXPERIMENTS) -> None:
@@ -171,8 +160,3 @@ def _build(source: Source, what: str) -> Tree:
     if not isinstance(tree, dict):
         raise ConfigError(f"{what} must be a mapping or a function returning one, not {type(value).__name__}")
     return tree
-
-
-def _refuse_taken(name: str) -> None:
-    if name in _experiments or name in _aliases:
-        raise ConfigError(f"experiment {name!r} is registered twice")

@@ -153,15 +153,13 @@ class Config(Freezable):
         for key, choices in {"compute_dtype": COMPUTE_DTYPES, "activation_checkpointing": CHECKPOINTING}.items():
             if (value := getattr(self.trainer, key)) not in choices:
                 raise ConfigError(f"trainer.{key}={value!r} is not available: {did_you_mean(value, choices)}")
-        if self.model_parallel.pipeline_model_parallel_size != 1:
-            size = self.model_parallel.pipeline_model_parallel_size
+        if (size := self.model_parallel.pipeline_model_parallel_size) != 1:
             raise ConfigError(
                 f"model_parallel.pipeline_model_parallel_size={size}: pipeline parallelism is not built; "
                 "leave it at 1 and raise context_parallel_size or tensor_model_parallel_size"
             )
-        if self.checkpoint.type not in CHECKPOINT_TYPES:
-            hint = did_you_mean(self.checkpoint.type, CHECKPOINT_TYPES)
-            raise ConfigError(f"checkpoint.type={self.checkpoint.type!r} is not a layout: {hint}")
+        if (kind := self.checkpoint.type) not in CHECKPOINT_TYPES:
+            raise ConfigError(f"checkpoint.type={kind!r} is not a layout: {did_you_mean(kind, CHECKPOINT_TYPES)}")
         for part in self.checkpoint.keys_not_to_resume:
             if part not in RESUME_PARTS:
                 hint = did_you_mean(part, RESUME_PARTS)
@@ -217,10 +215,8 @@ def convert(value: Any, kind: Any, key: str) -> Any:
     if value is None and NoneType in options:
         return None
     base = get_origin(options[0]) or options[0]
-    if base is LazyDict and isinstance(value, Mapping):
-        return lazy_dict(value)
-    if base is LazyDict and value is None:
-        return lazy_dict({})
+    if base is LazyDict and (value is None or isinstance(value, Mapping)):
+        return lazy_dict(value or {})
     if base is list and isinstance(value, (list, tuple)) and all(isinstance(v, get_args(options[0])) for v in value):
         return list(value)
     if base is int and (type(value) is int or (type(value) is float and value.is_integer())):

@@ -61,9 +61,9 @@ def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def get_node(tree: Tree, path: str) -> Any:
-    """The value at a dotted path; None where there is none."""
+    """The value at a dotted path, "" for the whole tree; None where there is none."""
     node: Any = tree
-    for part in path.split("."):
+    for part in path.split(".") if path else ():
         node = node.get(part) if isinstance(node, dict) else None
     return node
 

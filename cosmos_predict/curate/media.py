@@ -54,10 +54,8 @@ def describe(path: Path) -> Footage:
         codec, kind = container.streams.video[0].codec_context, container.format.name
         if info.frames < 2 or kind in ("tty", "image2") or kind.endswith("_pipe"):
             raise DataError(f"{path}: no video but a single picture or a text ({kind}, {info.frames} frames)")
-        origin, audio = (
-            (container.start_time or 0) / av.time_base,
-            [s.codec_context.name for s in container.streams.audio],
-        )
+        origin = (container.start_time or 0) / av.time_base
+        audio = [stream.codec_context.name for stream in container.streams.audio]
         rate = container.streams.video[0].bit_rate or container.bit_rate or 0
     facts = {**published_facts(info), "duration": info.duration, "container": kind, "video_codec": codec.name}
     facts |= {"pixel_format": codec.pix_fmt, "audio_format": audio[0] if audio else "", "bit_rate_k": rate // 1024}
@@ -142,14 +140,7 @@ def encoding(options: Mapping[str, Any], footage: Footage) -> dict[str, Any]:
 
 
 def cut(
-    footage: Footage,
-    target: Path,
-    first: int,
-    end: int,
-    crf: int = 18,
-    gop: int = 16,
-    encoder: str = "libx264",
-    bit_rate: int = 0,
+    footage: Footage, target: Path, first: int, end: int, crf: int = 18, encoder: str = "libx264", bit_rate: int = 0
 ) -> None:
     """Write frames `first` .. `end` - 1 of a video as an H.264 mp4 of constant rate, upright, without sound.
 
@@ -167,7 +158,7 @@ def cut(
     rated = ["-b:v", f"{bit_rate or BIT_RATE}k"]
     quality = {"libx264": rated if bit_rate else ["-crf", str(crf)], "h264_nvenc": [*rated, *NVENC]}.get(encoder, rated)
     options += ["-frames:v", str(count), "-r", str(rate), "-fps_mode", "cfr", "-c:v", encoder, *quality]
-    options += ["-g", str(gop), "-pix_fmt", "yuv420p", "-threads", "1", "-movflags", "+faststart", "-f", "mp4"]
+    options += ["-g", "16", "-pix_fmt", "yuv420p", "-threads", "1", "-movflags", "+faststart", "-f", "mp4"]
     if first:  # half a frame early: everything before the first frame is dropped, whatever the rounding
         half = min(gap, float(times[first] - times[first - 1]) or gap) / 2
         options = ["-ss", f"{max(float(times[first]) - half, 0):.6f}", *options]

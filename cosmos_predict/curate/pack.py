@@ -50,9 +50,8 @@ def pack(results: Store, target: Store, tar_mb: float, tars_per_part: int, min_c
         raise ConfigError(f"{target.root}: not empty; shard needs an empty folder")
     records, counts = Records(results, {}), Counter[str]()
     bins = defaultdict[str, list[list[Clip]]](lambda: [[]])
-    embedded = {
-        Path(place).stem: place for place in results.files(f"{DATASET}/t5_xxl") if place.endswith(EMBEDDING_SUFFIXES)
-    }
+    places = results.files(f"{DATASET}/t5_xxl")
+    embedded = {Path(place).stem: place for place in places if place.endswith(EMBEDDING_SUFFIXES)}
     sizes = Counter[str]()
     for video in records.restored(records.videos()):
         for clip in (clip for clip in video.clips if clip.place and clip.alive):

@@ -60,22 +60,19 @@ class Progress:
 
     def add(self, video: Video) -> None:
         """Count a video that is through, and say what went wrong with it."""
-        with self.lock:
-            self._add(video)
-
-    def _add(self, video: Video) -> None:
         problems = [error for error in (video.error, *(clip.error for clip in video.clips)) if error]
-        with tqdm.external_write_mode() if self.live else contextlib.nullcontext():
-            for problem in problems[:5]:
-                logger.error(f"{video.relative}: {problem['stage']}: {problem['message']}")
-            if not video.clips and not video.error:
-                logger.warning(f"{video.relative}: no clip: {video.footage.facts.get('no_clips', '')}")
-        self.hand.pop(video.relative, None)
-        self.videos, self.errors = self.videos + 1, self.errors + len(problems)
-        self.kept += 0 if video.error else sum(clip.alive for clip in video.clips)
-        self.rejected.update(clip.rejected for clip in video.clips if clip.rejected)
-        self.bar.update()
-        self._say()
+        with self.lock:
+            with tqdm.external_write_mode() if self.live else contextlib.nullcontext():
+                for problem in problems[:5]:
+                    logger.error(f"{video.relative}: {problem['stage']}: {problem['message']}")
+                if not video.clips and not video.error:
+                    logger.warning(f"{video.relative}: no clip: {video.footage.facts.get('no_clips', '')}")
+            self.hand.pop(video.relative, None)
+            self.videos, self.errors = self.videos + 1, self.errors + len(problems)
+            self.kept += 0 if video.error else sum(clip.alive for clip in video.clips)
+            self.rejected.update(clip.rejected for clip in video.clips if clip.rejected)
+            self.bar.update()
+            self._say()
 
     def _say(self) -> None:
         self.line.set_description_str(str(self))

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from cosmos_predict.data.clip_sampler import nearest_frames
+
 Span = tuple[int, int]
 Seconds = tuple[float, float]
 
@@ -127,8 +129,6 @@ def sample_closest(times: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarr
     """
     times = np.asarray(times, np.float32)
     samples = np.arange(times[0], times[-1] + 0.5 / rate, 1 / rate, dtype=np.float32)
-    right = np.searchsorted(times, samples).clip(0, len(times) - 1)
-    left = np.maximum(right - 1, 0)
-    nearest = np.where(samples - times[left] <= times[right] - samples, left, right)
+    nearest = nearest_frames(times, samples)
     nearest[samples >= times[-1]] = len(times) - 1
     return np.unique(nearest, return_counts=True)

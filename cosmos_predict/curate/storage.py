@@ -34,9 +34,8 @@ class Store:
         self.remote = "://" in str(root)
         self.root = str(root).rstrip("/") if self.remote else os.path.abspath(root)
         self.profile = profile
-        self.staging: Path | None = (
-            None  # of a folder, where files are on their way, so that a killed process leaves none
-        )
+        # Of a folder: where files are on their way, so that a killed process leaves none.
+        self.staging: Path | None = None
 
     @cached_property
     def system(self) -> Any:
@@ -93,6 +92,10 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return None
         return data.decode("utf-8")
+
+    def has(self, place: str) -> bool:
+        """Return whether a file is there."""
+        return bool(self.system.exists(self.uri(place))) if self.remote else Path(self.uri(place)).is_file()
 
     def write(self, place: str, text: str) -> None:
         """Write a text, whole or not at all."""

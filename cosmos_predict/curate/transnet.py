@@ -5,7 +5,7 @@ Network of Soucek and Lokoc 2020 (arXiv:2008.04838) with the key names of the pu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -155,23 +155,21 @@ def transition_probabilities(network: TransNetV2, chunks: Iterable[np.ndarray]) 
     fill the last window. At most a chunk and a window are in memory.
     """
     device, found, count = network.fc1.weight.device, [np.zeros(0, np.float32)], 0
-    margin = (WINDOW - HOP) // 2
+    margin, waiting = (WINDOW - HOP) // 2, np.zeros((0, 27, 48, 3), np.uint8)
 
-    def padded() -> Iterator[np.ndarray]:
-        nonlocal count
-        frames = np.zeros((0,))
-        for frames in chunks:
-            yield from () if count else [frames[:1]] * margin
-            count += len(frames)
-            yield frames
-        yield from [frames[-1:]] * (margin + -count % HOP) if count else ()
-
-    waiting = np.zeros((0, 27, 48, 3), np.uint8)
-    for frames in padded():
-        waiting = np.concatenate([waiting, frames])
+    @torch.inference_mode()
+    def use_windows() -> None:
+        nonlocal waiting
         while len(waiting) >= WINDOW:
-            with torch.inference_mode():
-                window = torch.from_numpy(waiting[None, :WINDOW]).to(device)
-                found.append(network(window)[0, margin : margin + HOP].cpu().numpy())
+            window = torch.from_numpy(waiting[None, :WINDOW]).to(device)
+            found.append(network(window)[0, margin : margin + HOP].cpu().numpy())
             waiting = waiting[HOP:]
+
+    for frames in chunks:
+        waiting = np.concatenate([waiting if count else frames[:1].repeat(margin, axis=0), frames])
+        count += len(frames)
+        use_windows()
+    if count:
+        waiting = np.concatenate([waiting, waiting[-1:].repeat(margin + -count % HOP, axis=0)])
+        use_windows()
     return np.concatenate(found)[:count]

@@ -14,12 +14,13 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from loguru import logger
 
 from cosmos_predict.data import video_reader
+from cosmos_predict.data.bad_items import WriteReport
 from cosmos_predict.errors import DataError
 from cosmos_predict.io.atomic import atomic_path, atomic_write_text
 
@@ -126,15 +127,6 @@ def delete(files: Sequence[Path], root: Path) -> None:
             folder.rmdir()
 
 
-@dataclass
-class CutReport:
-    """What `cut_episodes` did: windows written, windows kept, and why an episode failed."""
-
-    written: int = 0
-    kept: int = 0
-    failed: dict[Path, str] = field(default_factory=dict)
-
-
 def cut_episodes(
     task_dir: Path,
     camera: str,
@@ -142,7 +134,7 @@ def cut_episodes(
     val_episodes: Sequence[int] = (),
     window_size: float = 5.0,
     min_last_window: float = 7.5,
-) -> CutReport:
+) -> WriteReport:
     """Cut every episode's video of a task into windows under `output/{train,val}/videos`; existing windows are kept.
 
     Raises DataError where the task has no video of `camera`.
@@ -150,7 +142,7 @@ def cut_episodes(
     videos = sorted(path for path in task_dir.glob(f"*/videos/{camera}.mp4") if path.parts[-3].isdigit())
     if not videos:
         raise DataError(f"{task_dir}: no <episode>/videos/{camera}.mp4; download and unpack the task first")
-    report = CutReport()
+    report = WriteReport()
     for video in videos:
         episode = int(video.parts[-3])
         folder = output / ("val" if episode in val_episodes else "train") / "videos"
@@ -214,6 +206,5 @@ def _cut(video: Path, window: Window, target: Path) -> None:
         command += ["-avoid_negative_ts", "make_zero", str(temporary)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise DataError(
-                f"{target.name}: ffmpeg failed ({done.stderr.strip().splitlines()[-1:] or done.returncode})"
-            )
+            reason = done.stderr.strip().splitlines()[-1:] or done.returncode
+            raise DataError(f"{target.name}: ffmpeg failed ({reason})")

@@ -87,6 +87,15 @@ class BadItems:
         return listing((label(self.files[item], self.where), reason) for item, reason in self.reasons.items())
 
 
+@dataclass
+class WriteReport:
+    """What a command that writes a dataset did: files (or samples) written, files kept, and why a source failed."""
+
+    written: int = 0
+    kept: int = 0
+    failed: dict[Path, str] = field(default_factory=dict)
+
+
 def refuse_bad(where: Path, bad: int, read: int, max_bad_share: float, names: str) -> None:
     """Raise DataError where `bad` of `read` clips are more than `max_bad_share`, and more than one."""
     if bad > max(1.0, max_bad_share * read):

@@ -46,12 +46,9 @@ def load_text(source: str | Path | np.ndarray) -> tuple[torch.Tensor, torch.Tens
 
 def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """Files of a folder by name without suffix; where several suffixes exist, the first listed wins."""
-    found: dict[str, Path] = {}
-    if folder.is_dir():
-        paths = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != "."]
-        for path in sorted(paths, key=lambda path: -suffixes.index(path.suffix.lower())):
-            found[path.stem] = path
-    return found
+    there = folder.iterdir() if folder.is_dir() else ()
+    paths = [path for path in there if path.suffix.lower() in suffixes and path.name[0] != "."]
+    return {path.stem: path for path in sorted(paths, key=lambda path: -suffixes.index(path.suffix.lower()))}
 
 
 def encode_texts(encoder: Encoder, captions: Mapping[str, str], batch_size: int = 8) -> dict[str, np.ndarray]:

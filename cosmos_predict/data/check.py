@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from cosmos_predict.config import registry
-from cosmos_predict.data import bridge, clip_sampler
+from cosmos_predict.data import bridge
 from cosmos_predict.data.bad_items import label
 from cosmos_predict.data.image_folder import ImageFolderDataset
 from cosmos_predict.data.latent_cache import LatentCacheDataset, read_index
@@ -174,8 +174,9 @@ def _check(layout: str, dataset: Any, num_frames: int | None, every_frame: bool,
 
 def _read_clip(dataset: VideoFolderDataset, number: int, item: int, *, num_frames: int, every_frame: bool) -> Sample:
     clip = dataset.clips[item]
-    info, length = clip.info, min(num_frames, clip.info.frames)
-    dataset.load(clip, clip_sampler.sample_window(info.frames, length, seed=0, sample_number=number))
+    info = clip.info
+    window = dataclasses.replace(clip, shape=(min(num_frames, info.frames), *clip.shape[1:]))
+    dataset.load(window, dataset.frame_ids(window, number))
     for start in range(0, info.frames if every_frame else 0, CHUNK):
         dataset.read(clip, np.arange(start, min(start + CHUNK, info.frames)))
     return info.frames, info.height, info.width, round(info.fps, 3)

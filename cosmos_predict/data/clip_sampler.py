@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from cosmos_predict.errors import DataError
@@ -36,55 +38,20 @@ def draw_start(last: int, *, seed: int, sample_number: int, start_interval: int 
     return start_interval * int(numpy_generator(seed, sample_number, "window").integers(0, starts))
 
 
-def sample_window(
-    total_frames: int,
-    num_frames: int,
-    *,
-    seed: int,
-    sample_number: int,
-    interval: int = 1,
-    start_interval: int = 1,
-) -> np.ndarray:
-    """Draw a window's frame ids (num_frames,) int64, its start uniform over 0 .. last start, both included.
+def windows_at_fps(times: np.ndarray, starts: Sequence[int], num_frames: int, fps: float) -> np.ndarray:
+    """Return windows of a clip with any frame times, resampled to `fps`: frame ids (n, num_frames) int64, ascending.
 
-    start_interval: only starts that are multiples of it.
+    Output frame k of a window takes the source frame nearest to `starts`'s time + k / fps, so frames repeat where the source
+    is slower than `fps`. times: (N,) seconds, increasing (`video_reader.frame_times`). starts: (n,) frame numbers.
     """
-    last = last_start(total_frames, num_frames, interval)
-    start = draw_start(last, seed=seed, sample_number=sample_number, start_interval=start_interval)
-    return start + interval * np.arange(num_frames, dtype=np.int64)
+    return nearest_frames(times, times[np.array(starts), None] + np.arange(num_frames) / fps)
 
 
-def sample_window_at_fps(
-    times: np.ndarray, num_frames: int, fps: float, *, seed: int, sample_number: int, start_interval: int = 1
-) -> np.ndarray:
-    """Draw a window of a clip with any frame times, resampled to `fps`: frame ids (num_frames,) int64, ascending.
-
-    The start is uniform over the source frames from which the window fits; each output time start + k / fps takes the
-    source frame nearest to it, so frames repeat where the source is slower than `fps`.
-
-    Args:
-        times: (N,) frame times in seconds, increasing (`video_reader.frame_times`).
-        num_frames: length of the window in frames.
-        fps: rate wanted, frames per second.
-        seed, sample_number: what the draw depends on.
-        start_interval: only source frames whose number is a multiple of it are starts.
-
-    Raises:
-        DataError: a clip whose duration is too short.
-    """
-    last = last_start_at_fps(times, num_frames, fps)
-    start = draw_start(last, seed=seed, sample_number=sample_number, start_interval=start_interval)
-    return window_at_fps(times, start, num_frames, fps)
-
-
-def window_at_fps(times: np.ndarray, start: int, num_frames: int, fps: float) -> np.ndarray:
-    """Return the frame ids (num_frames,) int64 nearest to the times of frame `start` + k / fps, at `times` (N,) seconds."""
-    if len(times) == 1:
-        return np.zeros(num_frames, dtype=np.int64)
-    wanted = times[start] + np.arange(num_frames) / fps
-    after = np.clip(np.searchsorted(times, wanted), 1, len(times) - 1)
-    nearer_before = wanted - times[after - 1] <= times[after] - wanted
-    return np.where(nearer_before, after - 1, after).astype(np.int64)
+def nearest_frames(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the frames (...) int64 whose times (N,), ascending, are nearest to `wanted` (...); of two as near the earlier."""
+    after = np.searchsorted(times, wanted).clip(0, len(times) - 1)
+    before = np.maximum(after - 1, 0)
+    return np.where(wanted - times[before] <= times[after] - wanted, before, after)
 
 
 def last_start_at_fps(times: np.ndarray, num_frames: int, fps: float) -> int:
@@ -114,7 +81,6 @@ def enumerate_windows(total_frames: int, num_frames: int, *, interval: int = 1, 
     """
     if start_interval < 1:
         raise DataError(f"start_interval must be at least 1, got {start_interval}")
-    starts = np.arange(
-        0, max(total_frames - window_length(num_frames, interval) + 1, 0), start_interval, dtype=np.int64
-    )
+    count = total_frames - window_length(num_frames, interval) + 1
+    starts = np.arange(0, max(count, 0), start_interval, dtype=np.int64)
     return starts[:, None] + interval * np.arange(num_frames, dtype=np.int64)

@@ -60,10 +60,8 @@ def ego_track(
         row = int(gaps.argmin()) + 1
         raise DataError(f"ego track times must increase: row {row} is {gaps.min() / 1e6:g} s after its predecessor")
     if gaps.max() >= round(max_gap * 1e6):
-        row = int(gaps.argmax()) + 1
-        raise DataError(
-            f"ego track has a gap of {gaps.max() / 1e6:g} s before row {row}; below {max_gap:g} s is needed"
-        )
+        row, gap = int(gaps.argmax()) + 1, gaps.max() / 1e6
+        raise DataError(f"ego track has a gap of {gap:g} s before row {row}; below {max_gap:g} s is needed")
     span = times[-1] - times[0]
     if span < round(min_span * 1e6):
         raise DataError(f"ego track covers {span / 1e6:g} s; at least {min_span:g} s are needed")
@@ -77,8 +75,8 @@ def ego_track(
         if sensor.shape != (4, 4):
             raise DataError(f"sensor_to_rig must be (4, 4), got {sensor.shape}")
         inverse = np.linalg.inv(sensor)
-        xyz = xyz + quaternion_to_matrix(quat) @ inverse[:3, 3]
-        quat = _quaternion_product(quat, _matrix_to_quaternion(inverse[:3, :3]))
+        rotation = quaternion_to_matrix(quat)
+        xyz, quat = xyz + rotation @ inverse[:3, 3], _matrix_to_quaternion(rotation @ inverse[:3, :3])
     # q and -q are one rotation; interpolation needs neighbours on the same side.
     flips = np.where(np.sum(quat[1:] * quat[:-1], axis=1) >= 0, 1.0, -1.0)
     quat = quat * np.concatenate([[1.0], np.cumprod(flips)])[:, None]
@@ -94,16 +92,12 @@ def pose_at(track: EgoTrack, time_us: np.ndarray | int) -> tuple[np.ndarray, np.
         DataError: a time outside the track.
     """
     # Whole microseconds, from the track's first: absolute times in float64 seconds would already be rounded.
-    start = track.timestamp_us[0]
+    start, end = track.timestamp_us[[0, -1]]
     query = np.asarray(time_us, dtype=np.int64)
-    if query.min() < start or query.max() > track.timestamp_us[-1]:
-        raise DataError(
-            f"times {query.min()}..{query.max()} us reach outside the ego track {start}..{track.timestamp_us[-1]} us"
-        )
-    clock = (track.timestamp_us - start).astype(np.float64)
-    at = (query - start).astype(np.float64)
+    if query.min() < start or query.max() > end:
+        raise DataError(f"times {query.min()}..{query.max()} us reach outside the ego track {start}..{end} us")
     columns = np.concatenate([track.xyz, track.quat_wxyz], axis=1)
-    values = np.stack([np.interp(at, clock, column) for column in columns.T], axis=-1)
+    values = np.stack([np.interp(query - start, track.timestamp_us - start, column) for column in columns.T], axis=-1)
     quat = values[..., 3:] / np.linalg.norm(values[..., 3:], axis=-1, keepdims=True)
     return values[..., :3], quaternion_to_matrix(quat)
 
@@ -162,23 +156,13 @@ def quaternion_to_matrix(quat_wxyz: np.ndarray) -> np.ndarray:
     return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def _quaternion_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Hamilton product of quaternions (..., 4), w first."""
-    scalar = left[..., :1] * right[..., :1] - np.sum(left[..., 1:] * right[..., 1:], axis=-1, keepdims=True)
-    vector = left[..., :1] * right[..., 1:] + right[..., :1] * left[..., 1:] + np.cross(left[..., 1:], right[..., 1:])
-    return np.concatenate([scalar, vector], axis=-1)
-
-
 def _matrix_to_quaternion(rotation: np.ndarray) -> np.ndarray:
-    """Unit quaternion (4,), w first, of one rotation (3, 3): the eigenvector that fits it best (Bar-Itzhack 2000)."""
-    (a, b, c), (d, e, f), (g, h, i) = rotation
-    form = np.array(
-        [
-            [a - e - i, b + d, c + g, h - f],
-            [b + d, e - a - i, f + h, c - g],
-            [c + g, f + h, i - a - e, d - b],
-            [h - f, c - g, d - b, a + e + i],
-        ]
-    )
-    x, y, z, w = np.linalg.eigh(form)[1][:, -1]
-    return np.array([w, x, y, z])
+    """Unit quaternions (N, 4), w first, of rotations (N, 3, 3): the eigenvectors that fit best (Bar-Itzhack 2000)."""
+    (a, b, c), (d, e, f), (g, h, i) = np.moveaxis(rotation, 0, -1)
+    rows = [
+        [a - e - i, b + d, c + g, h - f],
+        [b + d, e - a - i, f + h, c - g],
+        [c + g, f + h, i - a - e, d - b],
+        [h - f, c - g, d - b, a + e + i],
+    ]
+    return np.linalg.eigh(np.moveaxis(np.array(rows), -1, 0))[1][:, [3, 0, 1, 2], -1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,17 +44,9 @@ class ImageFolderDataset(VideoFolderDataset):
         if num_frames != 1:
             raise DataError(f"num_frames={num_frames}: an image dataset has samples of 1 frame; use data=video_folder")
         self.image_fps = float(fps)
+        options: dict[str, Any] = {"seed": seed, "shuffle": shuffle, "strict": strict, "max_bad_share": max_bad_share}
         super().__init__(
-            dataset_dir,
-            1,
-            video_size,
-            fit=fit,
-            seed=seed,
-            shuffle=shuffle,
-            strict=strict,
-            max_bad_share=max_bad_share,
-            text_encoder=text_encoder,
-            aspect_buckets=aspect_buckets,
+            dataset_dir, 1, video_size, fit, text_encoder=text_encoder, aspect_buckets=aspect_buckets, **options
         )
 
     def _probe(self, path: Path) -> VideoInfo:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from cosmos_predict.data import transforms, video_reader
+from cosmos_predict.data.bad_items import WriteReport
 from cosmos_predict.errors import DataError
 from cosmos_predict.io.atomic import atomic_path, atomic_write_text
 
@@ -52,16 +52,7 @@ def import_videos(
     return imported
 
 
-@dataclass
-class ExtractReport:
-    """What `extract_images` did: images written, images kept, and why a video failed."""
-
-    written: int = 0
-    kept: int = 0
-    failed: dict[Path, str] = field(default_factory=dict)
-
-
-def extract_images(source: str | Path, output: str | Path, stride: int = 30) -> ExtractReport:
+def extract_images(source: str | Path, output: str | Path, stride: int = 30) -> WriteReport:
     """Save frames 0, stride, 2 stride, ... of `source/videos/*` as `output/images/VIDEO_KKKKKKKK.jpg`, K = 0, 1, 2, ...
 
     Images that exist are kept. A video that cannot be read is reported, the others go on. Raises DataError for a folder
@@ -75,7 +66,7 @@ def extract_images(source: str | Path, output: str | Path, stride: int = 30) -> 
     found = sorted(path for path in videos.iterdir() if video_reader.is_video(path))
     if not found:
         raise DataError(f"{videos}: no video in it ({', '.join(video_reader.VIDEO_SUFFIXES)})")
-    report, first = ExtractReport(), {path.stem: path for path in reversed(found)}
+    report, first = WriteReport(), {path.stem: path for path in reversed(found)}
     for video in tqdm(found, unit="video", desc="images"):
         try:
             if first[video.stem] != video:
@@ -86,7 +77,7 @@ def extract_images(source: str | Path, output: str | Path, stride: int = 30) -> 
     return report
 
 
-def _extract(video: Path, images: Path, stride: int, report: ExtractReport) -> None:
+def _extract(video: Path, images: Path, stride: int, report: WriteReport) -> None:
     from PIL import Image
 
     targets = {

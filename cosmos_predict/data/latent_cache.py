@@ -16,25 +16,23 @@ not multiplied by sigma_data. The key says how they were made (`cache_key`): ano
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from cosmos_predict.config.lazy import configurable
 from cosmos_predict.data import clip_sampler
-from cosmos_predict.data.bad_items import BadItems
+from cosmos_predict.data.bad_items import BadItems, WriteReport
 from cosmos_predict.data.captions import load_text
-from cosmos_predict.data.loader import BatchPlan
+from cosmos_predict.data.loader import NumberedDataset
 from cosmos_predict.data.video_folder import Clip, VideoFolderDataset
 from cosmos_predict.errors import ConfigError, DataError
 from cosmos_predict.io.atomic import atomic_path, atomic_write_text
@@ -43,6 +41,7 @@ from cosmos_predict.io.embeddings import read_embedding
 INDEX_NAME = "index.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMAT = 2
+Encode = Callable[[torch.Tensor], torch.Tensor]  # uint8 videos (B, 3, T, H, W) to latents (B, C, t, h, w)
 _MAKE = "python scripts/cache_latents.py --output_dir {} -- experiment=NAME"
 
 
@@ -56,14 +55,11 @@ class TokenizerSource(Protocol):
 
 
 @dataclass
-class CacheReport:
-    """What `write_cache` did: clips written and kept, windows and bytes in all, and why a clip failed."""
+class CacheReport(WriteReport):
+    """What `write_cache` did with clips; windows and bytes in all."""
 
-    written: int = 0
-    kept: int = 0
     windows: int = 0
     bytes: int = 0
-    failed: dict[Path, str] = field(default_factory=dict)
 
 
 def cache_key(dataset: VideoFolderDataset, tokenizer: TokenizerSource, dtype: str) -> dict[str, Any]:
@@ -86,15 +82,11 @@ def cache_key(dataset: VideoFolderDataset, tokenizer: TokenizerSource, dtype: st
 
 
 def write_cache(
-    dataset: VideoFolderDataset,
-    encode: Callable[[torch.Tensor], torch.Tensor],
-    key: Mapping[str, Any],
-    cache_dir: str | Path,
-    batch_size: int = 1,
+    dataset: VideoFolderDataset, encode: Encode, key: Mapping[str, Any], cache_dir: str | Path, batch_size: int = 1
 ) -> CacheReport:
     """Encode every window of a dataset; what is there already, of the same files and key, is kept.
 
-    encode: uint8 videos (B, 3, T, H, W) to latents (B, C, t, h, w), the tokenizer's own scale. key: `cache_key`'s.
+    encode: to latents in the tokenizer's own scale. key: `cache_key`'s.
     A clip that fails is reported and left out, the others go on. The cache can be used once this has returned.
 
     Raises ConfigError where `cache_dir` holds a cache of another key.
@@ -110,11 +102,8 @@ def write_cache(
         try:
             windows = dataset.windows(clip)
             text = dataset.texts[clip.name].tobytes() if clip.embedding is None else b""
-            made_of = [
-                _stamp(clip.embedding) if clip.embedding else hashlib.sha256(text).hexdigest(),
-                _stamp(clip.video),
-            ]
-            metadata = {"source": json.dumps([mark, *made_of])}
+            made_of = _stamp(clip.embedding) if clip.embedding else hashlib.sha256(text).hexdigest()
+            metadata = {"source": json.dumps([mark, made_of, _stamp(clip.video)])}
             if _metadata(target).get("source") == metadata["source"]:
                 report.kept += 1
             else:
@@ -129,9 +118,8 @@ def write_cache(
             continue
         report.windows += len(windows)
         report.bytes += target.stat().st_size
-        clips.append(
-            {"name": clip.name, "windows": len(windows), "fps": dataset.clip_fps(clip), "shape": list(clip.shape)}
-        )
+        fps, shape = dataset.clip_fps(clip), list(clip.shape)
+        clips.append({"name": clip.name, "windows": len(windows), "fps": fps, "shape": shape})
     if not clips:
         raise DataError(f"{cache_dir}: no clip could be cached: {next(iter(report.failed.values()))}")
     atomic_write_text(index_file, json.dumps({"key": key, "clips": clips}, indent=1))
@@ -139,12 +127,7 @@ def write_cache(
 
 
 def _encode_clip(
-    dataset: VideoFolderDataset,
-    clip: Clip,
-    windows: Any,
-    encode: Callable[[torch.Tensor], torch.Tensor],
-    dtype: torch.dtype,
-    batch_size: int,
+    dataset: VideoFolderDataset, clip: Clip, windows: Any, encode: Encode, dtype: torch.dtype, batch_size: int
 ) -> dict[str, torch.Tensor]:
     latents = []
     padding_mask = image_size = torch.empty(0)
@@ -167,7 +150,7 @@ def _encode_clip(
 
 
 @configurable
-class LatentCacheDataset(Dataset[dict[str, Any]]):
+class LatentCacheDataset(NumberedDataset):
     """The samples of a cache: as `VideoFolderDataset`'s, with `latent` (C, t, h, w) in the cache's dtype for `video`.
 
     Sample numbers mean the same clips and windows as in a `VideoFolderDataset` of the same seed, `start_interval` and
@@ -200,41 +183,23 @@ class LatentCacheDataset(Dataset[dict[str, Any]]):
         strict: bool = False,
         max_bad_share: float = 0.1,
     ) -> None:
-        self.cache_dir, self.seed = Path(cache_dir), int(seed)
+        self.cache_dir = Path(cache_dir)
         self.num_frames, self.video_size = int(num_frames), (int(video_size[0]), int(video_size[1]))
         index = read_index(self.cache_dir)
-        wanted = {
-            "format": FORMAT,
-            "num_frames": self.num_frames,
-            "video_size": list(self.video_size),
-            "fit": fit,
-            "fps": fps,
-            "sequence_interval": sequence_interval,
-        }
+        wanted = {"format": FORMAT, "num_frames": self.num_frames, "video_size": list(self.video_size)}
+        wanted |= {"fit": fit, "fps": fps, "sequence_interval": sequence_interval}
         if tokenizer is not None:
             wanted |= noted_tokenizer(index["key"], tokenizer)
         refuse_difference(index["key"], wanted, self.cache_dir, "in the configuration; set it, or make another cache")
         if index["clips"] is None:
             raise DataError(f"{self.cache_dir}: the cache is not finished; run again: {_MAKE.format(self.cache_dir)}")
         self.key, self.clips = index["key"], index["clips"]
-        self.shapes = [tuple(clip["shape"]) for clip in self.clips]
         self.text_encoders = {self.key["text_encoder"]: self.cache_dir} if self.key["text_encoder"] else {}
-        self.plan = BatchPlan(self.shapes, self.seed, shuffle)
         files = [self.cache_dir / "latents" / f"{clip['name']}.safetensors" for clip in self.clips]
+        shapes = [tuple(clip["shape"]) for clip in self.clips]
         # A latent cannot be cut to another shape.
-        self.bad = BadItems(self.cache_dir, files, self.shapes, self.seed, strict, max_bad_share, same_shape=True)
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, sample_number: int) -> dict[str, Any]:
-        """Return global sample `sample_number`; raises DataError where a file fails and `strict`, or too many do."""
-        return self.__getitems__([sample_number])[0]
-
-    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """Return the samples of the micro-batch of consecutive `numbers`, all of one bucket; raises as `dataset[n]`."""
-        pairs = zip(self.plan.items(numbers), numbers, strict=True)
-        return [self.bad.read(item, n, functools.partial(self._load, sample_number=n)) for item, n in pairs]
+        bad = BadItems(self.cache_dir, files, shapes, int(seed), strict, max_bad_share, same_shape=True)
+        super().__init__(bad, shuffle)
 
     @property
     def latent_shapes(self) -> dict[tuple[int, ...], tuple[int, ...]]:
@@ -246,7 +211,7 @@ class LatentCacheDataset(Dataset[dict[str, Any]]):
                     found[shape] = tuple(file.get_slice("latent").get_shape()[1:])
         return found
 
-    def _load(self, item: int, sample_number: int) -> dict[str, Any]:
+    def load_item(self, item: int, sample_number: int, shape: tuple[int, ...]) -> dict[str, Any]:
         clip, path = self.clips[item], self.bad.files[item]
         window = clip_sampler.draw_start(clip["windows"] - 1, seed=self.seed, sample_number=sample_number)
         try:
@@ -262,11 +227,10 @@ class LatentCacheDataset(Dataset[dict[str, Any]]):
             "t5_text_embeddings": embeddings,
             "t5_text_mask": mask,
             "fps": float(clip["fps"]),
-            "num_frames": clip["shape"][0],
+            "num_frames": shape[0],
             "image_size": small["image_size"],
             "padding_mask": small["padding_mask"].float(),
             "video_name": {"latent_path": str(path), "start_frame_id": str(start)},
-            "sample_number": torch.tensor(sample_number, dtype=torch.int64),
         }
 
 

@@ -12,6 +12,7 @@ order: another batch size reads other items.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from cosmos_predict.config.lazy import configurable
+from cosmos_predict.data.bad_items import BadItems
 from cosmos_predict.errors import ConfigError, CosmosPredictError
 from cosmos_predict.randomness import numpy_generator
 
@@ -94,6 +96,36 @@ def _bucket_order(lengths: tuple[int, ...], seed: int, epoch: int, shuffle: bool
     return numpy_generator(seed, epoch, "bucket order").permutation(order) if shuffle else order
 
 
+class NumberedDataset(Dataset[dict[str, Any]]):
+    """Items of a folder as samples by global number, with replacements for those that cannot be read.
+
+    bad: what is known of the items, with their shapes and the seed of all draws. shuffle: an order of its own per epoch.
+    """
+
+    def __init__(self, bad: BadItems, shuffle: bool) -> None:
+        self.bad, self.shapes, self.seed = bad, bad.shapes, bad.seed
+        self.plan = BatchPlan(bad.shapes, bad.seed, shuffle)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, sample_number: int) -> dict[str, Any]:
+        """Return global sample `sample_number`; raises DataError where an item fails and `strict`, or too many do."""
+        return self.__getitems__([sample_number])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the samples of the micro-batch of consecutive `numbers`, all of one bucket; raises as `dataset[n]`."""
+        return [self._sample(item, number) for item, number in zip(self.plan.items(numbers), numbers, strict=True)]
+
+    def _sample(self, item: int, number: int) -> dict[str, Any]:
+        read = functools.partial(self.load_item, sample_number=number, shape=self.shapes[item])
+        return {**self.bad.read(item, number, read), "sample_number": torch.tensor(number, dtype=torch.int64)}
+
+    def load_item(self, item: int, sample_number: int, shape: tuple[int, ...]) -> dict[str, Any]:
+        """Return the sample, less its number, that an item gives at `shape`; raises DataError or OSError."""
+        raise NotImplementedError
+
+
 def read_batch(dataset: Dataset[Any], numbers: Sequence[int]) -> list[dict[str, Any]]:
     """Return the samples of the micro-batch of consecutive `numbers`, all of one shape."""
     together = getattr(dataset, "__getitems__", None)
@@ -145,11 +177,9 @@ class SampleNumbers(Sampler[list[int]]):
         self.start_sample, self.num_batches = start_sample, num_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        step = 0
-        while self.num_batches is None or step < self.num_batches:
+        for step in itertools.count() if self.num_batches is None else range(self.num_batches):
             first = self.start_sample + (step * self.world + self.rank) * self.batch_size
             yield list(range(first, first + self.batch_size))
-            step += 1
 
 
 @configurable

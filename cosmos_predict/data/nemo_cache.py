@@ -13,7 +13,6 @@ other readers) says how it was made and whether it is finished; other tools writ
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,14 +20,13 @@ from typing import Any
 
 import torch
 from loguru import logger
-from torch.utils.data import Dataset
 
 from cosmos_predict.config.lazy import configurable
 from cosmos_predict.data import transforms
 from cosmos_predict.data.bad_items import BadItems, listing, refuse_bad
 from cosmos_predict.data.captions import TEXT_LENGTH, load_text
 from cosmos_predict.data.latent_cache import TokenizerSource, noted_tokenizer, refuse_difference
-from cosmos_predict.data.loader import BatchPlan
+from cosmos_predict.data.loader import NumberedDataset
 from cosmos_predict.errors import CheckpointError, ConfigError, CosmosPredictError, DataError
 from cosmos_predict.io.atomic import atomic_path, atomic_write_text
 from cosmos_predict.io.tensors import load_torch_file
@@ -39,7 +37,7 @@ _MAKE = "python scripts/prepare_dataset.py"
 
 
 @configurable
-class NemoCacheDataset(Dataset[dict[str, Any]]):
+class NemoCacheDataset(NumberedDataset):
     """The samples of such a folder: as `VideoFolderDataset`'s, with `latent` (C, t, h, w) as stored for `video`.
 
     Differences from the published reader, whose values are wrong or unused: `image_size` and `padding_mask` are those of the
@@ -111,20 +109,11 @@ class NemoCacheDataset(Dataset[dict[str, Any]]):
                 f"dataloader_train.dataset.num_frames={frames} and .video_size=[{size[0]},{size[1]}], or make the cache again "
                 f"with {_MAKE} --num_frames {self.num_frames} --height {height} --width {width}"
             )
-        self.shapes = [(frames, *size)] * len(self)
         encoder = self.key.get("text_encoder")
         self.text_encoders = {encoder: folder} if encoder else {}
-        self.plan = BatchPlan(self.shapes, int(seed), shuffle)
         files = [folder / f"{name}.{LATENT}" for name in self.names]
-        self.bad = BadItems(folder, files, self.shapes, int(seed), strict, max_bad_share)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, sample_number: int) -> dict[str, Any]:
-        """Return global sample `sample_number`; raises DataError where a file fails and `strict`, or too many do."""
-        item = self.plan.items([sample_number])[0]
-        return self.bad.read(item, sample_number, functools.partial(self._load, sample_number=sample_number))
+        shapes = [(frames, *size)] * len(files)
+        super().__init__(BadItems(folder, files, shapes, int(seed), strict, max_bad_share), shuffle)
 
     @property
     def latent_shapes(self) -> dict[tuple[int, ...], tuple[int, ...]]:
@@ -142,7 +131,7 @@ class NemoCacheDataset(Dataset[dict[str, Any]]):
             )
         return info, latent.clone()  # off the mapped file
 
-    def _load(self, item: int, sample_number: int) -> dict[str, Any]:
+    def load_item(self, item: int, sample_number: int, shape: tuple[int, ...]) -> dict[str, Any]:
         name, path = self.names[item], str(self.bad.files[item])
         info, latent = self.read_sample(name)
         embeddings, mask = load_text(read_text(self.dataset_dir, name).float().numpy())
@@ -155,7 +144,6 @@ class NemoCacheDataset(Dataset[dict[str, Any]]):
             "image_size": torch.tensor([*self.video_size, *self.video_size]),
             "padding_mask": transforms.padding_mask(self.video_size, 0, 0, *self.video_size),
             "video_name": {"latent_path": path, "start_frame_id": str(info.get("start_frame", ""))},
-            "sample_number": torch.tensor(sample_number, dtype=torch.int64),
         }
 
 
@@ -196,11 +184,8 @@ def write_sample(
     """
     padded = torch.zeros(TEXT_LENGTH, text.shape[1], dtype=torch.bfloat16)
     padded[: len(text)] = text
-    tensors = {
-        TEXT: padded,
-        MASK: torch.ones_like(padded[:, 0]),
-        **dict(zip((LATENT, CONDITIONING), latents, strict=False)),
-    }
+    tensors = {TEXT: padded, MASK: torch.ones_like(padded[:, 0])}
+    tensors |= zip((LATENT, CONDITIONING), latents, strict=False)
     try:
         with contextlib.ExitStack() as stack:  # leaves in reverse order: info.json is renamed last
             about = stack.enter_context(atomic_path(folder / f"{name}.{INFO}"))

@@ -13,7 +13,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from loguru import logger
 from tqdm import tqdm
 
 from cosmos_predict.data import clip_sampler, nemo_cache, transforms, video_reader
-from cosmos_predict.data.bad_items import listing
+from cosmos_predict.data.bad_items import WriteReport, listing
 from cosmos_predict.data.latent_cache import refuse_difference
 from cosmos_predict.errors import DataError
 from cosmos_predict.io.lock import hold
@@ -48,14 +48,11 @@ class Chunk:
 
 
 @dataclass
-class PrepareReport:
-    """Samples written and kept, windows and texts encoded for those written, and why a video failed."""
+class PrepareReport(WriteReport):
+    """What `write_chunks` did; windows and texts encoded for the samples written."""
 
-    written: int = 0
-    kept: int = 0
     windows: int = 0
     prompts: int = 0
-    failed: dict[Path, str] = field(default_factory=dict)
 
 
 def draw_chunks(
@@ -67,16 +64,16 @@ def draw_chunks(
     random, a function of (seed, number of the window). Videos that are too short are named in the log and left out.
     Raises DataError where there is no video, or no usable one.
     """
-    files = sorted(filter(video_reader.is_video, folder.iterdir())) if folder.is_dir() else []
+    there, suffixes = sorted(folder.iterdir()) if folder.is_dir() else [], ", ".join(video_reader.VIDEO_SUFFIXES)
+    files = [path for path in there if video_reader.is_video(path)]
     if not files:
-        found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) if folder.is_dir() else "no such folder"
-        suffixes = ", ".join(video_reader.VIDEO_SUFFIXES)
+        found = ", ".join(path.name for path in there[:5]) if folder.is_dir() else "no such folder"
         raise DataError(
             f"{folder}: no video in it ({suffixes}), but: {found or 'nothing'}; give the folder of the videos"
         )
-    others = [path for path in sorted(folder.iterdir()) if path.is_file() and path not in files and path.name[0] != "."]
+    others = [path.name for path in there if path.is_file() and path not in files and path.name[0] != "."]
     if others:
-        suffixes, names = ", ".join(video_reader.VIDEO_SUFFIXES), ", ".join(path.name for path in others[:10])
+        names = ", ".join(others[:10])
         logger.warning("{}: not read, for no name of a video ({}): {} files: {}", folder, suffixes, len(others), names)
     usable: list[tuple[Path, video_reader.VideoInfo, str]] = []
     short, failed = dict[Path, str](), dict[Path, str]()

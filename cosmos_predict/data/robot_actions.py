@@ -66,19 +66,15 @@ def matrix_to_euler(rotation: np.ndarray) -> np.ndarray:
     Raises:
         DataError: a matrix that is not orthogonal, ||I - R^T R||_F >= 1e-6.
     """
-    rotation = np.asarray(rotation, dtype=np.float64)
-    defect = np.linalg.norm(np.eye(3) - np.swapaxes(rotation, -1, -2) @ rotation, axis=(-2, -1))
+    r = np.asarray(rotation, dtype=np.float64)
+    defect = np.linalg.norm(np.eye(3) - np.swapaxes(r, -1, -2) @ r, axis=(-2, -1))
     if np.any(defect >= 1e-6):
         raise DataError(f"not a rotation matrix: ||I - R^T R|| = {float(np.max(defect)):.3g}, expected below 1e-6")
-    cos_pitch = np.hypot(rotation[..., 0, 0], rotation[..., 1, 0])
+    cos_pitch = np.hypot(r[..., 0, 0], r[..., 1, 0])
     regular = cos_pitch >= 1e-6
-    roll = np.where(
-        regular,
-        np.arctan2(rotation[..., 2, 1], rotation[..., 2, 2]),
-        np.arctan2(-rotation[..., 1, 2], rotation[..., 1, 1]),
-    )
-    pitch = np.arctan2(-rotation[..., 2, 0], cos_pitch)
-    yaw = np.where(regular, np.arctan2(rotation[..., 1, 0], rotation[..., 0, 0]), 0.0)
+    roll = np.where(regular, np.arctan2(r[..., 2, 1], r[..., 2, 2]), np.arctan2(-r[..., 1, 2], r[..., 1, 1]))
+    pitch = np.arctan2(-r[..., 2, 0], cos_pitch)
+    yaw = np.where(regular, np.arctan2(r[..., 1, 0], r[..., 0, 0]), 0.0)
     angles = np.stack([roll, pitch, yaw], axis=-1)
     return np.where(angles <= -np.pi, angles + 2 * np.pi, angles)
 
@@ -133,7 +129,7 @@ def episode_actions(
     annotation: Mapping[str, Any],
     frame_ids: Sequence[int] | np.ndarray | None = None,
     *,
-    convention: str | ActionConvention = "predict2",
+    convention: str = "predict2",
     rebase_every: int = 1,
     scale: Sequence[float] | None = None,
 ) -> np.ndarray:
@@ -142,26 +138,25 @@ def episode_actions(
     Args:
         annotation: the episode's json: `state` (N, 7), `action` (N - 1, 7), `continuous_gripper_state` (N,).
         frame_ids: the n selected frames; None = the whole episode.
-        convention: a name of `CONVENTIONS` or an `ActionConvention`.
+        convention: a name of `CONVENTIONS`.
         rebase_every: as in `relative_actions`; conventions that recompute the poses only.
         scale: seven factors instead of the convention's.
 
     Raises:
         DataError: an unknown convention, a missing annotation key, frames that the convention cannot serve.
     """
-    if isinstance(convention, str):
-        if convention not in CONVENTIONS:
-            raise DataError(f"unknown action convention {convention!r}; known: {', '.join(CONVENTIONS)}")
-        convention = CONVENTIONS[convention]
-    scale = convention.scale if scale is None else scale
+    if convention not in CONVENTIONS:
+        raise DataError(f"unknown action convention {convention!r}; known: {', '.join(CONVENTIONS)}")
+    rule = CONVENTIONS[convention]
+    scale = rule.scale if scale is None else scale
     if frame_ids is None:
         frame_ids = np.arange(len(_column(annotation, "action")) + 1)
     ids = np.asarray(frame_ids, dtype=np.int64)
-    if convention.gripper == "continuous":
+    if rule.gripper == "continuous":
         gripper = _rows(annotation, "continuous_gripper_state", ids[1:])
     else:
         gripper = _rows(annotation, "action", ids[:-1])[:, 6]
-    if convention.pose == "state":
+    if rule.pose == "state":
         return relative_actions(_column(annotation, "state"), gripper, ids, rebase_every=rebase_every, scale=scale)
     if np.any(np.diff(ids) != 1) or rebase_every != 1:
         raise DataError(

@@ -19,16 +19,10 @@ class SyntheticDataset(Dataset[dict[str, Any]]):
     """Moving squares with empty text, in the sample format of `VideoFolderDataset`; sample n depends on (seed, n) only."""
 
     def __init__(
-        self,
-        num_frames: int,
-        video_size: Sequence[int],
-        fps: float = 16.0,
-        seed: int = 0,
-        length: int = 64,
-        text_width: int = 1024,
+        self, num_frames: int, video_size: Sequence[int], fps: float = 16.0, seed: int = 0, length: int = 64
     ) -> None:
         self.num_frames, self.video_size = int(num_frames), (int(video_size[0]), int(video_size[1]))
-        self.fps, self.seed, self.length, self.text_width = fps, seed, length, text_width
+        self.fps, self.seed, self.length = fps, seed, length
 
     def __len__(self) -> int:
         return self.length
@@ -46,7 +40,7 @@ class SyntheticDataset(Dataset[dict[str, Any]]):
             frames[:, index] = np.where(inside, colour[:, None, None], background)
         return {
             "video": torch.from_numpy(frames),
-            "t5_text_embeddings": torch.zeros(TEXT_LENGTH, self.text_width),
+            "t5_text_embeddings": torch.zeros(TEXT_LENGTH, 1024),
             "t5_text_mask": torch.zeros(TEXT_LENGTH, dtype=torch.int64),
             "fps": float(self.fps),
             "num_frames": self.num_frames,

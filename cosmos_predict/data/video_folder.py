@@ -11,6 +11,7 @@ many are an error. Samples have one shape, or that of their clip's bucket (`aspe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -23,20 +24,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from loguru import logger
-from torch.utils.data import Dataset
 
 from cosmos_predict.config.lazy import configurable
 from cosmos_predict.data import clip_sampler, transforms, video_reader
 from cosmos_predict.data.bad_items import BadItems, label, listing, refuse_bad
-from cosmos_predict.data.captions import (
-    EMBEDDING_SUFFIXES,
-    Encoder,
-    caption_of,
-    encode_texts,
-    files_by_stem,
-    load_text,
-)
-from cosmos_predict.data.loader import BatchPlan
+from cosmos_predict.data.captions import EMBEDDING_SUFFIXES, Encoder, caption_of, encode_texts, files_by_stem, load_text
+from cosmos_predict.data.loader import NumberedDataset
 from cosmos_predict.data.probe_index import INDEX_NAME, probe_all
 from cosmos_predict.data.video_reader import VideoInfo
 from cosmos_predict.errors import DataError
@@ -81,14 +74,13 @@ class FolderReport:
     skipped: tuple[tuple[str, str], ...]
 
     def __str__(self) -> str:
-        text = (
-            f"{self.folder}: {self.usable} of {self.found} clips usable, {self.frames} frames, {self.hours:.3f} hours"
-        )
+        held = f"{self.frames} frames, {self.hours:.3f} hours"
+        text = f"{self.folder}: {self.usable} of {self.found} clips usable, {held}"
         return f"{text}; skipped: {listing(self.skipped)}" if self.skipped else text
 
 
 @configurable
-class VideoFolderDataset(Dataset[dict[str, Any]]):
+class VideoFolderDataset(NumberedDataset):
     """Clips of a folder; `dataset[n]` is global sample n (any n >= 0), `len(dataset)` the number of usable clips.
 
     A sample holds `video` uint8 (3, T, H, W); `t5_text_embeddings` float32 (512, 1024), zero padded; `t5_text_mask`
@@ -153,18 +145,15 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         self.dataset_dir = Path(dataset_dir)
         self.num_frames, self.video_size, self.fit = int(num_frames), (int(video_size[0]), int(video_size[1])), fit
         self.fps, self.sequence_interval, self.start_interval = fps, int(sequence_interval), int(start_interval)
-        self.seed, self.shuffle, self.backend = int(seed), shuffle, backend
-        self.max_bad_share = max_bad_share
+        self.backend = backend
         self.sizes = transforms.aspect_sizes(self.video_size) if aspect_buckets else [self.video_size]
         shorter = sorted((int(n) for n in length_buckets if n < self.num_frames), reverse=True)
         self.lengths = [self.num_frames, *shorter]
         self.texts: dict[str, np.ndarray] = {}
         self.text_encoders: dict[str, Path] = {}  # which made the embeddings, as far as known, and where
-        self.clips, self.report = self._scan(text_encoder)
-        self.shapes = [clip.shape for clip in self.clips]
-        self.plan = BatchPlan(self.shapes, self.seed, shuffle)
-        videos = [clip.video for clip in self.clips]
-        self.bad = BadItems(self.dataset_dir, videos, self.shapes, self.seed, strict, max_bad_share)
+        self.clips, self.report = self._scan(text_encoder, max_bad_share)
+        videos, shapes = [clip.video for clip in self.clips], [clip.shape for clip in self.clips]
+        super().__init__(BadItems(self.dataset_dir, videos, shapes, int(seed), strict, max_bad_share), shuffle)
         if self.report.skipped and strict:
             raise DataError(f"strict=True refuses an incomplete folder; {self.report}")
         (logger.warning if self.report.skipped else logger.info)("{}", self.report)
@@ -172,55 +161,30 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         more = f" and {len(videos) - 20} more" if len(videos) > 20 else ""
         logger.info("reading from {}: {}{}", self.dataset_dir / f"{self.MEDIA}s", ", ".join(names), more)
 
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, sample_number: int) -> dict[str, Any]:
-        """Return global sample `sample_number`; raises DataError where a clip fails and `strict`, or too many do."""
-        return self.__getitems__([sample_number])[0]
-
-    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """Return the samples of the micro-batch of consecutive `numbers`, all of one bucket; raises as `dataset[n]`."""
-        return [self._sample(item, n) for item, n in zip(self.plan.items(numbers), numbers, strict=True)]
-
-    def _sample(self, item: int, sample_number: int) -> dict[str, Any]:
-        shape = self.shapes[item]
-
-        def read(candidate: int) -> dict[str, Any]:
-            return self._load(dataclasses.replace(self.clips[candidate], shape=shape), sample_number)
-
-        return self.bad.read(item, sample_number, read)
+    def load_item(self, item: int, sample_number: int, shape: tuple[int, ...]) -> dict[str, Any]:
+        clip = dataclasses.replace(self.clips[item], shape=shape)
+        return self.load(clip, self.frame_ids(clip, sample_number))
 
     def frame_ids(self, clip: Clip, sample_number: int) -> np.ndarray:
         """Return the frame numbers (T,) int64 of `clip` that sample `sample_number` takes."""
-        if self.fps is None:
-            return clip_sampler.sample_window(
-                clip.info.frames,
-                clip.shape[0],
-                seed=self.seed,
-                sample_number=sample_number,
-                interval=self.sequence_interval,
-                start_interval=self.start_interval,
-            )
-        return clip_sampler.sample_window_at_fps(
-            _times(clip.video, clip.info),
-            clip.shape[0],
-            self.fps,
-            seed=self.seed,
-            sample_number=sample_number,
-            start_interval=self.start_interval,
-        )
+        last, every = self._last_start(clip.video, clip.info, clip.shape[0]), self.start_interval
+        start = clip_sampler.draw_start(last, seed=self.seed, sample_number=sample_number, start_interval=every)
+        return self._windows(clip, [start])[0]
 
     def windows(self, clip: Clip) -> np.ndarray:
         """Return the frame numbers (n, T) int64 of all windows that samples of `clip` are drawn from, by their start."""
+        last = self._last_start(clip.video, clip.info, clip.shape[0])
+        return self._windows(clip, range(0, last + 1, self.start_interval))
+
+    def _windows(self, clip: Clip, starts: Sequence[int]) -> np.ndarray:
         if self.fps is None:
-            return clip_sampler.enumerate_windows(
-                clip.info.frames, clip.shape[0], interval=self.sequence_interval, start_interval=self.start_interval
-            )
-        times = _times(clip.video, clip.info)
-        last = clip_sampler.last_start_at_fps(times, clip.shape[0], self.fps)
-        starts = range(0, last + 1, self.start_interval)
-        return np.stack([clip_sampler.window_at_fps(times, start, clip.shape[0], self.fps) for start in starts])
+            return np.array(starts)[:, None] + self.sequence_interval * np.arange(clip.shape[0])
+        return clip_sampler.windows_at_fps(_times(clip.video, clip.info), starts, clip.shape[0], self.fps)
+
+    def _last_start(self, video: Path, info: VideoInfo, length: int) -> int:
+        if self.fps is None:
+            return clip_sampler.last_start(info.frames, length, self.sequence_interval)
+        return clip_sampler.last_start_at_fps(_times(video, info), length, self.fps)
 
     def read(self, clip: Clip, ids: np.ndarray) -> transforms.FittedFrames:
         """Return the frames numbered `ids` of a clip at its samples' size; raises DataError where they cannot be read."""
@@ -240,10 +204,6 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
     def _views(self, path: Path) -> list[Path]:
         """Return the files that what `_probe` says of a clip depends on."""
         return [path]
-
-    def _load(self, clip: Clip, sample_number: int) -> dict[str, Any]:
-        number = torch.tensor(sample_number, dtype=torch.int64)
-        return {**self.load(clip, self.frame_ids(clip, sample_number)), "sample_number": number}
 
     def load(self, clip: Clip, ids: np.ndarray) -> dict[str, Any]:
         """Return the sample, less its number, of the frames numbered `ids` (T,) of a clip; raises as `read` does."""
@@ -292,7 +252,7 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         encoder = "" if made_by in ("", "t5") else f" --text_encoder {made_by}"
         return entries, text_dir, f"python scripts/get_t5_embeddings.py --dataset_path {folder}{encoder}"
 
-    def _scan(self, encoder: Encoder | None) -> tuple[list[Clip], FolderReport]:
+    def _scan(self, encoder: Encoder | None, max_bad_share: float) -> tuple[list[Clip], FolderReport]:
         folder = self.dataset_dir
         entries, text_dir, make_text = self.entries()
         files, embedded = [entry.video for entry in entries], bool(files_by_stem(text_dir, EMBEDDING_SUFFIXES))
@@ -307,9 +267,7 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         probed = probe_all(files, folder / INDEX_NAME, self._probe, self._views)
         infos = [entry.problem or info for entry, info in zip(entries, probed, strict=True)]
         names = [label(path, folder) for path in files]
-        clips: list[Clip] = []
-        skipped: list[tuple[str, str]] = []
-        texts: dict[str, str] = {}
+        clips, skipped, texts = list[Clip](), list[tuple[str, str]](), dict[str, str]()
         for entry, name, info in zip(entries, names, infos, strict=True):
             try:
                 if isinstance(info, str):
@@ -330,7 +288,7 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
         if not clips:
             raise DataError(f"no usable clip. {report}")
         broken = [(name, info) for name, info in zip(names, probed, strict=True) if isinstance(info, str)]
-        refuse_bad(folder, len(broken), len(files), self.max_bad_share, listing(broken))
+        refuse_bad(folder, len(broken), len(files), max_bad_share, listing(broken))
         made_by = encoder.name if encoder is not None else made_by
         self.text_encoders = {made_by: text_dir} if made_by else {}
         if stale := stale_captions(entries, text_dir):
@@ -345,17 +303,13 @@ class VideoFolderDataset(Dataset[dict[str, Any]]):
 
     def _length(self, video: Path, info: VideoInfo) -> int:
         """Return the longest number of frames that the clip has a window of; raises DataError where there is none."""
-        for length in self.lengths:
-            try:
-                if self.fps is None:
-                    clip_sampler.last_start(info.frames, length, self.sequence_interval)
-                else:
-                    clip_sampler.last_start_at_fps(_times(video, info), length, self.fps)
+        *longer, shortest = self.lengths
+        for length in longer:
+            with contextlib.suppress(DataError):
+                self._last_start(video, info, length)
                 return length
-            except DataError:
-                if length == self.lengths[-1]:
-                    raise
-        raise AssertionError("unreachable: there is at least one length")
+        self._last_start(video, info, shortest)
+        return shortest
 
 
 def stale_captions(entries: Sequence[Entry], text_dir: Path) -> list[str]:

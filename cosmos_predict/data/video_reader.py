@@ -23,6 +23,8 @@ PathLike = str | os.PathLike[str]
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 BACKENDS = ("auto", "decord", "pyav", "torchcodec")
+WRITER: dict[str, Any] = {"format": "FFMPEG", "mode": "I", "codec": "libx264", "macro_block_size": 1}
+WRITER |= {"ffmpeg_log_level": "error", "output_params": ["-f", "mp4", "-movflags", "+faststart"]}
 
 
 @dataclass(frozen=True)
@@ -137,21 +139,11 @@ def write_video(path: PathLike, frames: np.ndarray, fps: float, quality: float =
         raise DataError(f"{path}: fps must be positive and quality in 0..10, got fps={fps}, quality={quality}")
     import imageio.v2 as imageio
 
-    odd = bool(frames.shape[1] % 2 or frames.shape[2] % 2)
+    options = {**WRITER, "fps": float(fps), "quality": quality}
+    options["pixelformat"] = "yuv444p" if frames.shape[1] % 2 or frames.shape[2] % 2 else "yuv420p"
     with atomic_path(path) as temporary:
         try:
-            writer: Any = imageio.get_writer(
-                str(temporary),
-                format="FFMPEG",  # type: ignore[arg-type]
-                mode="I",
-                fps=float(fps),
-                codec="libx264",
-                quality=quality,
-                macro_block_size=1,
-                pixelformat="yuv444p" if odd else "yuv420p",
-                output_params=["-f", "mp4", "-movflags", "+faststart"],
-                ffmpeg_log_level="error",
-            )
+            writer: Any = imageio.get_writer(str(temporary), **options)
             with writer:
                 for frame in frames:
                     writer.append_data(np.ascontiguousarray(frame))
@@ -190,6 +182,7 @@ def _open(path: str) -> Any:
 def _probe(path: str, size: int, changed: int) -> VideoInfo:
     with _open(path) as container:
         stream = container.streams.video[0]
+        tick = float(stream.time_base or 0)
         entries = [entry for entry in stream.index_entries if not entry.is_discard]
         # A complete index stands in for reading the file, and tells whether the file ends too early.
         complete = stream.frames > 0 and len(entries) == len(stream.index_entries) == stream.frames
@@ -197,8 +190,7 @@ def _probe(path: str, size: int, changed: int) -> VideoInfo:
             end = max(entry.pos + entry.size for entry in entries)
             if end > size:
                 raise DataError(f"{path}: truncated: its index reaches to byte {end}, the file has {size}")
-            ticks = np.array([entry.timestamp for entry in entries], dtype=np.int64)
-            seconds = ticks * float(stream.time_base or 0)
+            seconds = np.array([entry.timestamp for entry in entries], dtype=np.int64) * tick
         else:
             times = _display_times(path, size, changed)
             count = _count_packets(path) if times is None else len(times[0])
@@ -212,7 +204,6 @@ def _probe(path: str, size: int, changed: int) -> VideoInfo:
         if rate <= 0:
             raise DataError(f"{path}: the file does not say its frame rate, and its frames carry no times")
         # Rounding to the container's clock shifts a frame by at most one tick; real variation is larger.
-        tick = float(stream.time_base or 0)
         variable = bool(mean_gap > 0 and np.abs(gaps - mean_gap).max() > 1.5 * tick)
         duration = float(seconds[-1] - seconds[0]) + (mean_gap or 1 / rate)
         width, height = stream.codec_context.width, stream.codec_context.height
@@ -256,15 +247,13 @@ def _count_packets(path: str) -> int:
 
 def _decode(path: str, indices: np.ndarray, backend: str) -> np.ndarray:
     """Frames (T, H, W, 3) of ascending, distinct, valid `indices`."""
-    if backend == "pyav":
-        return _decode_pyav(path, indices)
-    decoder = _decode_torchcodec if backend == "torchcodec" else _decode_decord
     if backend == "auto":
         try:
-            return decoder(path, indices)
+            return _decode_decord(path, indices)
         except (DataError, MissingDependencyError):
             return _decode_pyav(path, indices)
-    return decoder(path, indices)
+    decoders = {"pyav": _decode_pyav, "decord": _decode_decord, "torchcodec": _decode_torchcodec}
+    return decoders[backend](path, indices)
 
 
 def _decode_decord(path: str, indices: np.ndarray) -> np.ndarray:

@@ -12,8 +12,6 @@ from torch.nn import functional
 from cosmos_predict.diffusion.parameterization import expand_like
 from cosmos_predict.errors import ConfigError
 
-Reduce = Literal["mean", "sum", "sum_channels"]
-
 
 class Loss(NamedTuple):
     """What one evaluation of the loss gives; only `loss` carries a gradient, the rest is for the log."""
@@ -30,7 +28,7 @@ def weighted_mse(
     weight: Tensor,
     *,
     logvar: Tensor | None = None,
-    reduce: Reduce = "mean",
+    reduce: Literal["mean", "sum", "sum_channels"] = "mean",
     scale: float = 1.0,
 ) -> Loss:
     """Return the diffusion loss of `prediction` for the clean latent `x0`, in float32 at least.

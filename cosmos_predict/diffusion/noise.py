@@ -12,7 +12,7 @@ worker or accumulation step it lands.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,11 +52,8 @@ class LogNormal:
     def sample(self, u: Tensor, mask_u: Tensor | None = None, high_u: Tensor | None = None) -> Tensor:
         """Return sigmas, float32 of u's shape, from uniforms in (0, 1); see the module's text for the three."""
         sigma = torch.exp(self.p_mean + self.p_std * normal_quantile(u)) * self.multiplier
-        if self.high_sigma_ratio == 0:
-            return sigma
-        mask_u, high_u = _require_high_draws(mask_u, high_u, self.high_sigma_ratio)
         low, high = math.log(self.high_sigma_min), math.log(self.high_sigma_max)
-        return torch.where(mask_u < self.high_sigma_ratio, torch.exp(high_u.float() * (high - low) + low), sigma)
+        return _mixed(sigma, lambda u: torch.exp(u.float() * (high - low) + low), self.high_sigma_ratio, mask_u, high_u)
 
     def for_images(self) -> LogNormal:
         """Return the distribution of image batches: no multiplier, no high levels."""
@@ -97,10 +94,8 @@ class ShiftedLogitNormal:
         """Return sigmas, float32 of u's shape, from uniforms in (0, 1); see the module's text for the three."""
         table = self.flow_times().to(u.device)
         t = table[_index(torch.sigmoid(normal_quantile(u)), self.num_timesteps)]
-        if self.high_sigma_ratio > 0:
-            mask_u, high_u = _require_high_draws(mask_u, high_u, self.high_sigma_ratio)
-            high = table[self._high_entries().to(u.device)]
-            t = torch.where(mask_u < self.high_sigma_ratio, high[_index(high_u, len(high))], t)
+        high = table[self._high_entries().to(u.device)]
+        t = _mixed(t, lambda u: high[_index(u, len(high))], self.high_sigma_ratio, mask_u, high_u)
         return sigma_of_flow_time(t).float()
 
     def _high_entries(self) -> Tensor:
@@ -136,7 +131,12 @@ def _require_ratio(ratio: float) -> None:
         raise ConfigError(f"high_sigma_ratio is {ratio}; expected a share between 0 and 1")
 
 
-def _require_high_draws(mask_u: Tensor | None, high_u: Tensor | None, ratio: float) -> tuple[Tensor, Tensor]:
+def _mixed(
+    usual: Tensor, high: Callable[[Tensor], Tensor], ratio: float, mask_u: Tensor | None, high_u: Tensor | None
+) -> Tensor:
+    """Return the usual levels, of which a share `ratio` is replaced by high(high_u)."""
+    if ratio == 0:
+        return usual
     if mask_u is None or high_u is None:
         raise ValueError(f"high_sigma_ratio is {ratio}, so sample() needs mask_u and high_u besides u; one is missing")
-    return mask_u, high_u
+    return torch.where(mask_u < ratio, high(high_u), usual)

@@ -12,7 +12,7 @@ weight. The coefficients have the shape of `sigma`; `expand_like` makes them bro
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,21 +33,25 @@ class Scaling(NamedTuple):
     c_noise: Tensor
 
 
-class Parameterization(Protocol):
+class Parameterization:
     """What `EDM` and `RectifiedFlow` have in common."""
 
-    @property
-    def sigma_data(self) -> float: ...
+    def scaling(self, sigma: Tensor) -> Scaling:
+        """Return the coefficients at `sigma`."""
+        raise NotImplementedError
 
-    def scaling(self, sigma: Tensor) -> Scaling: ...
+    def x0(self, x: Tensor, network_output: Tensor, sigma: Tensor) -> Tensor:
+        """Return the clean latent: x, network_output (B, C, T, H, W); sigma (), (B,), (B, 1) or (B, T).
 
-    def loss_weight(self, sigma: Tensor) -> Tensor: ...
-
-    def x0(self, x: Tensor, network_output: Tensor, sigma: Tensor) -> Tensor: ...
+        In float32 at least, whatever dtype the network computes in: at large sigma the two terms nearly cancel.
+        """
+        scaling = self.scaling(expand_like(sigma, x))
+        dtype = torch.promote_types(torch.promote_types(x.dtype, network_output.dtype), torch.float32)
+        return scaling.c_skip * x.to(dtype) + scaling.c_out * network_output.to(dtype)
 
 
 @dataclass(frozen=True)
-class EDM:
+class EDM(Parameterization):
     """Preconditioning of Predict1 (Karras et al. 2022, table 1, column "Ours").
 
     sigma_data: standard deviation of the latents, which are tokenizer latents times this number.
@@ -68,13 +72,9 @@ class EDM:
         """Return 1 / c_out^2, which makes the weighted loss a plain mean square in the network's output."""
         return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
 
-    def x0(self, x: Tensor, network_output: Tensor, sigma: Tensor) -> Tensor:
-        """Return the clean latent: x, network_output (B, C, T, H, W); sigma (), (B,), (B, 1) or (B, T)."""
-        return _precondition(self, x, network_output, sigma)
-
 
 @dataclass(frozen=True)
-class RectifiedFlow:
+class RectifiedFlow(Parameterization):
     """Preconditioning of Predict2 and Predict2.5: a velocity network in the variance-exploding state.
 
     With flow time t = sigma / (1 + sigma) the network input c_in * x is the straight line (1 - t) * x0 + t * noise,
@@ -99,10 +99,6 @@ class RectifiedFlow:
     def loss_weight(self, sigma: Tensor) -> Tensor:
         """Return (1 + sigma)^2 / sigma^2 = 1 / t^2: the weighted loss is the mean square of the velocity error."""
         return (1 + sigma) ** 2 / sigma**2
-
-    def x0(self, x: Tensor, network_output: Tensor, sigma: Tensor) -> Tensor:
-        """Return the clean latent: x, network_output (B, C, T, H, W); sigma (), (B,), (B, 1) or (B, T)."""
-        return _precondition(self, x, network_output, sigma)
 
 
 def flow_time(sigma: Tensor) -> Tensor:
@@ -142,13 +138,6 @@ def expand_like(sigma: Tensor, x: Tensor) -> Tensor:
         f"sigma of shape {tuple(sigma.shape)} does not fit a latent of shape {tuple(x.shape)}: expected (), (B,), "
         "(B, 1) or (B, T) for a latent (B, C, T, H, W)"
     )
-
-
-def _precondition(parameterization: Parameterization, x: Tensor, network_output: Tensor, sigma: Tensor) -> Tensor:
-    # In float32 at least, whatever dtype the network computes in: at large sigma the two terms nearly cancel.
-    scaling = parameterization.scaling(expand_like(sigma, x))
-    dtype = torch.promote_types(torch.promote_types(x.dtype, network_output.dtype), torch.float32)
-    return scaling.c_skip * x.to(dtype) + scaling.c_out * network_output.to(dtype)
 
 
 def _require_positive(name: str, value: float) -> None:

@@ -23,9 +23,8 @@ def contact_sheet(
     rows or frames of another size.
     """
     if not rows or any(frames.shape[1:] != rows[0][1].shape[1:] for _, frames in rows):
-        raise DataError(
-            f"a contact sheet needs rows of one frame size, got {[(label, frames.shape) for label, frames in rows]}"
-        )
+        got = [(label, frames.shape) for label, frames in rows]
+        raise DataError(f"a contact sheet needs rows of one frame size, got {got}")
     height, width = rows[0][1].shape[1:3]
     longest = max(len(frames) for _, frames in rows)
     columns = min(columns, longest)

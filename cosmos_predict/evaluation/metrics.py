@@ -20,9 +20,8 @@ MAX_PSNR = 100.0  # of equal frames, so that means exist
 def psnr(frames: np.ndarray, real: np.ndarray) -> np.ndarray:
     """Return 10 log10(255^2 / mean square error) in dB, at most 100, per frame `(T,)` of uint8 `(T, H, W, 3)`."""
     _check(frames, real)
-    error = np.array(
-        [((ours.astype(np.float64) - theirs) ** 2).mean() for ours, theirs in zip(frames, real, strict=True)]
-    )
+    pairs = zip(frames, real, strict=True)
+    error = np.array([((ours.astype(np.float64) - theirs) ** 2).mean() for ours, theirs in pairs])
     return np.minimum(10 * np.log10(255.0**2 / np.maximum(error, 1e-12)), MAX_PSNR)
 
 
@@ -93,9 +92,8 @@ class LPIPS:
         for layer, (n, stride, padding) in enumerate(self.CONVOLUTIONS):
             if layer in (1, 2):
                 x = F.max_pool2d(x, 3, 2)
-            x = F.conv2d(
-                x, self.weights[f"features.{n}.weight"], self.weights[f"features.{n}.bias"], stride, padding
-            ).relu()
+            weight, bias = (self.weights[f"features.{n}.{part}"] for part in ("weight", "bias"))
+            x = F.conv2d(x, weight, bias, stride, padding).relu()
             ours, theirs = (x / (x.norm(dim=1, keepdim=True) + 1e-10)).chunk(2)
             total += float(F.conv2d((ours - theirs) ** 2, self.weights[f"lin{layer}.model.1.weight"]).mean())
         return total
@@ -120,6 +118,5 @@ def t_quantile(probability: float, degrees: int) -> float:
 
 def _check(frames: np.ndarray, real: np.ndarray) -> None:
     if frames.shape != real.shape or frames.ndim != 4 or frames.dtype != np.uint8 or real.dtype != np.uint8:
-        raise DataError(
-            f"compared clips must be uint8 (T, H, W, 3) of one shape, got {frames.dtype} {frames.shape} and {real.dtype} {real.shape}"
-        )
+        got = " and ".join(f"{clip.dtype} {clip.shape}" for clip in (frames, real))
+        raise DataError(f"compared clips must be uint8 (T, H, W, 3) of one shape, got {got}")

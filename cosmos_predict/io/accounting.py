@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -63,13 +64,10 @@ def grouped(names: Iterable[str]) -> list[str]:
 
 
 def _ranges(numbers: list[int]) -> str:
-    parts: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    text = ",".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)
+    places = enumerate(sorted(set(numbers)))
+    runs = itertools.groupby(places, lambda pair: pair[1] - pair[0])  # the same for numbers that follow one another
+    parts = [[number for _, number in run] for _, run in runs]
+    text = ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
     return text if text.isdigit() else "{" + text + "}"
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from cosmos_predict.errors import CorruptFileError, DataError, UnsafeFileError
-from cosmos_predict.io.atomic import atomic_write_bytes
+from cosmos_predict.io.atomic import atomic_path, atomic_write_bytes
 from cosmos_predict.io.unpickle import load_pickle
 
 TENSOR_NAME = "t5_xxl"
@@ -76,11 +76,8 @@ def write_embedding(path: str | os.PathLike[str], array: np.ndarray) -> None:
 
         atomic_write_bytes(path, save({TENSOR_NAME: half}))
     elif path.suffix == ".npy":
-        import io
-
-        buffer = io.BytesIO()
-        np.save(buffer, half, allow_pickle=False)
-        atomic_write_bytes(path, buffer.getvalue())
+        with atomic_path(path) as temporary:
+            np.save(temporary, half, allow_pickle=False)
     else:
         raise DataError(f"{path}: cannot write an embedding as {path.suffix!r}, expected .pickle, .safetensors or .npy")
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cosmos_predict.errors import CorruptFileError, DataError, MissingDependencyError
 
@@ -43,21 +44,14 @@ def download_snapshot(
     with _explained(repo_id, None, revision):
         from huggingface_hub import HfApi, snapshot_download
 
+        what: dict[str, Any] = {"repo_id": repo_id, "revision": revision, "repo_type": repo_type}
         cached_only = False
         try:
             # Asked first: snapshot_download returns what the cache has when access is refused, complete or not.
-            HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type)
+            HfApi().repo_info(**what)
         except _network_errors():
             cached_only = True
-        return Path(
-            snapshot_download(
-                repo_id,
-                allow_patterns=list(patterns),
-                revision=revision,
-                repo_type=repo_type,
-                local_files_only=cached_only,
-            )
-        )
+        return Path(snapshot_download(**what, allow_patterns=list(patterns), local_files_only=cached_only))
 
 
 @dataclass(frozen=True)
@@ -137,13 +131,10 @@ def fetch_file(file: HubFile, local_dir: Path, *, force: bool = False) -> bool:
         if stream.tell() > file.size:
             stream.truncate(0)
         try:
+            url = hf_hub_url(file.repo_id, file.path, revision=file.revision, repo_type=file.repo_type)
+            headers, done = {**build_hf_headers(), "Accept-Encoding": "identity"}, stream.seek(0, os.SEEK_END)
             http_get(
-                hf_hub_url(file.repo_id, file.path, revision=file.revision, repo_type=file.repo_type),
-                stream,
-                resume_size=stream.seek(0, os.SEEK_END),
-                headers={**build_hf_headers(), "Accept-Encoding": "identity"},
-                expected_size=file.size,
-                displayed_filename=file.path,
+                url, stream, resume_size=done, headers=headers, expected_size=file.size, displayed_filename=file.path
             )
         except BaseException:
             if not stream.tell():

@@ -128,15 +128,13 @@ def numpy_globals(path: str | os.PathLike[str]) -> dict[tuple[str, str], Any]:
         ("numpy", "dtype"): DType,
         ("_codecs", "encode"): encode,
         ("builtins", "bytes"): lambda: b"",
-        ("builtins", "bytearray"): bytearray,
-        ("builtins", "complex"): complex,
     }
     for core in ("numpy.core", "numpy._core"):
         table[f"{core}.multiarray", "_reconstruct"] = lambda *_: Array()
         table[f"{core}.multiarray", "scalar"] = scalar
         for module in ("numeric", "multiarray"):
             table[f"{core}.{module}", "_frombuffer"] = from_buffer
-    for builtin in (list, tuple, dict, set, frozenset):
+    for builtin in (list, tuple, dict, set, frozenset, bytearray, complex):
         table["builtins", builtin.__name__] = builtin
     return table
 

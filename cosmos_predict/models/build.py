@@ -6,9 +6,10 @@ import torch
 
 from cosmos_predict.config.lazy import configurable
 from cosmos_predict.errors import ConfigError
-from cosmos_predict.models.config import ModelConfig
+from cosmos_predict.models.config import ModelConfig, TokenizerConfig
 from cosmos_predict.models.world_model import WorldModel
 from cosmos_predict.networks.dit import DiT, build_dit
+from cosmos_predict.tokenizers.base import VideoTokenizer
 from cosmos_predict.tokenizers.load import load_tokenizer
 
 
@@ -20,6 +21,12 @@ def torch_dtype(name: torch.dtype | str) -> torch.dtype:
     if name not in known:
         raise ConfigError(f"dtype {name!r} is not one of {', '.join(known)}")
     return known[name]
+
+
+def build_video_tokenizer(config: TokenizerConfig, device: torch.device | str) -> VideoTokenizer:
+    """Return the video tokenizer that `config` describes, with its weights."""
+    dtype = None if config.dtype is None else torch_dtype(config.dtype)
+    return load_tokenizer(config.path or config.name, device=device, dtype=dtype, **config.options)
 
 
 @configurable
@@ -46,17 +53,11 @@ def build_world_model(
     net = build_dit(pipe.net, device=net_device or device, dtype=dtype, init=DiT.init_weights if init else None)
     tokenizer = None
     if with_tokenizer:
-        tokenizer = load_tokenizer(
-            pipe.tokenizer.path or pipe.tokenizer.name,
-            device=device,
-            dtype=None if pipe.tokenizer.dtype is None else torch_dtype(pipe.tokenizer.dtype),
-            **pipe.tokenizer.options,
-        )
-        if tokenizer.latent_ch != pipe.net.latent_channels:
-            raise ConfigError(
-                f"tokenizer {pipe.tokenizer.name!r} makes {tokenizer.latent_ch} latent channels, "
-                f"the network takes {pipe.net.latent_channels}"
-            )
+        tokenizer = build_video_tokenizer(pipe.tokenizer, device)
+        made, taken = tokenizer.latent_ch, pipe.net.latent_channels
+        if made != taken:
+            name = pipe.tokenizer.name
+            raise ConfigError(f"tokenizer {name!r} makes {made} latent channels, the network takes {taken}")
     model = WorldModel(config, net, tokenizer)
     if model.logvar is not None:
         model.logvar.to(device)

@@ -86,11 +86,10 @@ class PipeConfig:
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ConfigError(f"model family {self.family!r} is not one of {', '.join(FAMILIES)}")
-        if not 0 <= self.min_num_conditional_frames <= self.max_num_conditional_frames:
-            raise ConfigError(
-                f"min_num_conditional_frames={self.min_num_conditional_frames} must lie between 0 and "
-                f"max_num_conditional_frames={self.max_num_conditional_frames}"
-            )
+        low, high = self.min_num_conditional_frames, self.max_num_conditional_frames
+        if not 0 <= low <= high:
+            what = f"must lie between 0 and max_num_conditional_frames={high}"
+            raise ConfigError(f"min_num_conditional_frames={low} {what}")
         probs = self.conditional_frames_probs
         if probs is not None and (not probs or min(probs) < 0 or abs(sum(probs) - 1) > 1e-6):
             raise ConfigError(f"conditional_frames_probs={list(probs)} are no probabilities that add up to 1")

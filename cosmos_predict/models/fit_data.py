@@ -28,11 +28,10 @@ def check_data(model: WorldModel, dataset: Any, debug: bool = False) -> None:
                 f"multiples of {patch}; make the cache again with a height and width that are multiples of "
                 f"{height // rows * patch}"
             )
-    nominal = (getattr(dataset, "num_frames", None), *(getattr(dataset, "video_size", None) or (None, None)))
     if tokenizer is None:  # the latents are there already
         return
     step = tokenizer.spatial_compression_factor * patch
-    for frames, height, width in sorted(set(getattr(dataset, "shapes", [nominal]))):
+    for frames, height, width in sorted(_shapes(dataset)):
         if frames is not None:
             try:
                 tokenizer.get_latent_num_frames(int(frames))
@@ -51,12 +50,11 @@ def latent_frames(model: WorldModel, dataset: Any) -> dict[int, int]:
 
     Read, where the dataset has them: `shapes`, else `num_frames`, and `latent_shapes` of cached latents (`check_data`).
     """
-    cached, tokenizer = getattr(dataset, "latent_shapes", {}), model.tokenizer_holder[0]
-    known = {frames: latent[1] for (frames, *_), latent in cached.items()}
-    counts = {shape[0] for shape in getattr(dataset, "shapes", ())} or {getattr(dataset, "num_frames", None)}
+    known, tokenizer = {}, model.tokenizer_holder[0]
     if tokenizer is not None:
-        known = {int(n): tokenizer.get_latent_num_frames(int(n)) for n in counts if n is not None} | known
-    return known
+        counts = {int(frames) for frames, *_ in _shapes(dataset) if frames is not None}
+        known = {frames: tokenizer.get_latent_num_frames(frames) for frames in counts}
+    return known | {frames: t for (frames, *_), (_, t, *_) in getattr(dataset, "latent_shapes", {}).items()}
 
 
 def frame_tokens(model: WorldModel, dataset: Any) -> dict[tuple[int, int], int]:
@@ -65,10 +63,15 @@ def frame_tokens(model: WorldModel, dataset: Any) -> dict[tuple[int, int], int]:
     Read, where the dataset has them: `shapes`, else `video_size`, and `latent_shapes` of cached latents (`check_data`).
     """
     tokenizer, patch = model.tokenizer_holder[0], model.net.config.patch_spatial
-    nominal, known = getattr(dataset, "video_size", None), {}
+    known = {}
     if tokenizer is not None:
         step = tokenizer.spatial_compression_factor * patch
-        sizes = {tuple(shape[1:]) for shape in getattr(dataset, "shapes", ())} or ({tuple(nominal)} if nominal else ())
-        known = {(height, width): (height // step) * (width // step) for height, width in sizes}
+        known = {(h, w): (h // step) * (w // step) for _, h, w in _shapes(dataset) if h is not None}
     cached = getattr(dataset, "latent_shapes", {}).items()
     return known | {(height, width): (h // patch) * (w // patch) for (_, height, width), (*_, h, w) in cached}
+
+
+def _shapes(dataset: Any) -> set[tuple[Any, Any, Any]]:
+    """Return the (T, H, W) of the samples of a dataset, of all its buckets; None for what is not known."""
+    height, width = getattr(dataset, "video_size", None) or (None, None)
+    return set(getattr(dataset, "shapes", ())) or {(getattr(dataset, "num_frames", None), height, width)}

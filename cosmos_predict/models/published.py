@@ -8,7 +8,6 @@ Sources: the configuration tables of Cosmos-1.0 / Predict1, Predict2 and Predict
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 from cosmos_predict.config.names import did_you_mean
 from cosmos_predict.errors import ConfigError
@@ -21,12 +20,14 @@ REASON1_CHANNELS = 100352  # 28 layers x 3584 of the Reason1 text encoder (Predi
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """One published network: its family (which fixes the parameterization), size, task and a function that makes its config."""
+    """One published network: its family (which fixes the parameterization), size and task."""
 
     family: str
     size: str
     task: str
-    config: Callable[[], DiTConfig]
+
+    def config(self) -> DiTConfig:
+        return _FAMILIES[self.family](self.size, self.task)
 
 
 def _predict1(size: str, task: str) -> DiTConfig:
@@ -47,9 +48,8 @@ def _predict1(size: str, task: str) -> DiTConfig:
         from cosmos_predict.conditions.view import ViewControl
 
         views = ViewControl(num_views=6, dim=6, add_frame_repeat=True)
-        return config.replace(
-            input_channels=(*config.input_channels, ("view", 6)), extra_pos_emb="sincos", controls=(views,)
-        )
+        channels = (*config.input_channels, ("view", 6))
+        return config.replace(input_channels=channels, extra_pos_emb="sincos", controls=(views,))
     if task.endswith("action"):
         from cosmos_predict.conditions.action import ActionControl
 
@@ -75,11 +75,9 @@ def _predict2(size: str, task: str) -> DiTConfig:
     if task == "multiview":
         from cosmos_predict.conditions.view import ViewControl
 
+        views, channels = ViewControl(num_views=7, dim=7), (*config.input_channels, ("view", 7))
         # Its published constructor always applies fps modulation, whatever the config file says.
-        channels = (*config.input_channels, ("view", 7))
-        return config.replace(
-            input_channels=channels, rope_enable_fps_modulation=True, controls=(ViewControl(num_views=7, dim=7),)
-        )
+        return config.replace(input_channels=channels, rope_enable_fps_modulation=True, controls=(views,))
     if task == "action":
         from cosmos_predict.conditions.action import ActionControl
 
@@ -111,9 +109,7 @@ _TASKS = {
 }
 
 PUBLISHED: dict[str, Published] = {
-    f"{family}_{size.lower()}_{task}": Published(
-        family, size, task, lambda f=family, s=size, t=task: _FAMILIES[f](s, t)
-    )
+    f"{family}_{size.lower()}_{task}": Published(family, size, task)
     for family, sizes in _TASKS.items()
     for size, tasks in sizes.items()
     for task in tasks
@@ -142,12 +138,11 @@ def clip_for(family: str, task: str) -> ClipSize:
         if task.endswith("action"):
             return ClipSize(2, (256, 320), 3.0)
         return ClipSize(57, (480, 848), 24.0) if task.endswith("multiview") else ClipSize(121, (704, 1280), 24.0)
-    clips = {
-        "text2image": (1, (768, 1360), 16.0),
-        "multiview": (29, (704, 1280), 10.0),
-        "action": (13, (480, 640), 4.0),
-    }
-    return ClipSize(*clips.get(task, (93, (704, 1280), 16.0)))
+    if task == "text2image":
+        return ClipSize(1, (768, 1360), 16.0)
+    if task == "action":
+        return ClipSize(13, (480, 640), 4.0)
+    return ClipSize(29, (704, 1280), 10.0) if task == "multiview" else ClipSize(93, (704, 1280), 16.0)
 
 
 def pipe_for(family: str, task: str, net: DiTConfig | None = None) -> PipeConfig:

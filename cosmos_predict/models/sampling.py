@@ -69,16 +69,14 @@ class SamplerSettings:
         """Return the noise levels, float64, descending."""
         if self.solver == "distilled":
             return schedules.distilled_sigmas(self.num_steps)
+        if self.solver == "unipc" and self.shift is not None:
+            return schedules.flow_sigmas(self.num_steps, self.shift)
+        bounds = self.sigma_min, self.sigma_max, self.rho
         if self.solver == "unipc":
-            if self.shift is not None:
-                return schedules.flow_sigmas(self.num_steps, self.shift)
-            return schedules.append_zero(
-                schedules.karras_sigmas(self.num_steps, self.sigma_min, self.sigma_max, self.rho)
-            )
+            return schedules.append_zero(schedules.karras_sigmas(self.num_steps, *bounds))
         if self.solver == "euler":
-            return schedules.euler_sigmas(self.num_steps, self.sigma_min, self.sigma_max, self.rho)
-        steps = samplers.solver_intervals(self.solver, self.num_steps)
-        return schedules.karras_sigmas(steps, self.sigma_min, self.sigma_max, self.rho)
+            return schedules.euler_sigmas(self.num_steps, *bounds)
+        return schedules.karras_sigmas(samplers.solver_intervals(self.solver, self.num_steps), *bounds)
 
 
 def seeded_noise(shape: Sequence[int], seed: int) -> Tensor:
@@ -136,9 +134,8 @@ def sample(
     """
     if condition.frames is not None:
         sigma_a = torch.full((noise.shape[0],), settings.augment_sigma, device=noise.device)
-        condition = dataclasses.replace(
-            condition, frames=dataclasses.replace(condition.frames, augment_sigma=sigma_a, release=True)
-        )
+        frames = dataclasses.replace(condition.frames, augment_sigma=sigma_a, release=True)
+        condition = dataclasses.replace(condition, frames=frames)
     denoise = guided_denoiser(model, condition, settings, spread)
     sigmas = settings.sigmas()
     x = noise * samplers.initial_scale(settings.solver, float(sigmas[0]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,9 @@ from cosmos_predict.diffusion.parameterization import EDM, RectifiedFlow, add_no
 from cosmos_predict.errors import ConfigError, DataError
 from cosmos_predict.models.conditioning import Conditioning, integer_draws, keep_draws, weighted_draws
 from cosmos_predict.models.config import ModelConfig
+from cosmos_predict.models.sampling import SamplerSettings, sample
 from cosmos_predict.networks.dit import DiT
 from cosmos_predict.randomness import torch_generator
-
-if TYPE_CHECKING:
-    from cosmos_predict.models.sampling import SamplerSettings
 
 
 @dataclasses.dataclass
@@ -88,9 +86,8 @@ class WorldModel(nn.Module):
     @property
     def tokenizer(self) -> Any:
         if self.tokenizer_holder[0] is None:
-            raise ConfigError(
-                "this world model was built without a tokenizer: give one, or use batches with the key 'latent'"
-            )
+            what = "this world model was built without a tokenizer"
+            raise ConfigError(f"{what}: give one, or use batches with the key 'latent'")
         return self.tokenizer_holder[0]
 
     @property
@@ -107,10 +104,8 @@ class WorldModel(nn.Module):
         Videos are uint8, or float in [-1, 1]. Each view is encoded on its own. `latent_dtype` of the config rounds what the
         tokenizer returns, as a latent cache of that dtype does.
         """
-        if video.dtype != torch.uint8 and not float(video.abs().amax()) <= 1.001:
-            raise DataError(
-                f"a float video must lie in [-1, 1], this one reaches {float(video.abs().amax()):.3f}; pass uint8 or scale it"
-            )
+        if video.dtype != torch.uint8 and not (reach := float(video.abs().amax())) <= 1.001:
+            raise DataError(f"a float video must lie in [-1, 1], this one reaches {reach:.3f}; pass uint8 or scale it")
         latent, dtype = _per_view(self.tokenizer.encode, video, views), self.config.latent_dtype
         return (latent.to(getattr(torch, dtype)) if dtype else latent).float() * self.parameterization.sigma_data
 
@@ -223,13 +218,9 @@ class WorldModel(nn.Module):
         if config.pipe_config.family == "predict2.5":
             distribution: LogNormal | ShiftedLogitNormal = ShiftedLogitNormal(high_sigma_ratio=config.high_sigma_ratio)
         else:
-            frames = x0.shape[2] // condition.views
-            distribution = LogNormal(
-                config.p_mean,
-                config.p_std,
-                multiplier=frames**0.5 if video and config.adjust_video_noise else 1.0,
-                high_sigma_ratio=config.high_sigma_ratio if video else 0.0,
-            )
+            multiplier = (x0.shape[2] // condition.views) ** 0.5 if video and config.adjust_video_noise else 1.0
+            ratio = config.high_sigma_ratio if video else 0.0
+            distribution = LogNormal(config.p_mean, config.p_std, multiplier, ratio)
         return _send(distribution.sample(*draw_uniforms(seed, numbers)), x0.device)[:, None]
 
     def draw_conditions(
@@ -299,8 +290,6 @@ class WorldModel(nn.Module):
 
         on_step(i, x, x0) is called after every step. `cosmos_predict.models.sampling` holds the settings and the solvers.
         """
-        from cosmos_predict.models.sampling import SamplerSettings, sample
-
         settings = settings or SamplerSettings.for_pipe(self.config.pipe_config)
         return sample(self, noise, condition, settings, on_step)
 
@@ -316,9 +305,7 @@ def _per_view(function: Callable[[Tensor], Tensor], video: Tensor, views: int) -
     """Apply `function` to every view of `(B, C, V*T, H, W)` on its own (views folded into the batch)."""
     if views == 1:
         return function(video)
-    batch, channels, frames, height, width = video.shape
-    if frames % views:
-        raise ConfigError(f"{frames} frames do not divide into {views} views")
-    folded = video.reshape(batch, channels, views, frames // views, height, width).transpose(1, 2).flatten(0, 1)
-    out = function(folded)
-    return out.unflatten(0, (batch, views)).transpose(1, 2).flatten(2, 3)
+    if video.shape[2] % views:
+        raise ConfigError(f"{video.shape[2]} frames do not divide into {views} views")
+    out = function(video.unflatten(2, (views, -1)).transpose(1, 2).flatten(0, 1))
+    return out.unflatten(0, (len(video), views)).transpose(1, 2).flatten(2, 3)

@@ -62,7 +62,8 @@ class DiTConfig:
         if self.num_heads < 1 or self.model_channels % self.num_heads:
             what = f"model_channels={self.model_channels} is not divisible by num_heads={self.num_heads}"
             raise ConfigError(f"{what}; head counts that fit: {_divisors(self.model_channels)}")
-        if self.head_dim % 2 or 6 <= self.head_dim < 12:  # rows and columns get head_dim // 6 * 2 numbers: 0 or >= 4
+        # Rows and columns get head_dim // 6 * 2 numbers, time the rest: 0 or at least 4 of each.
+        if self.head_dim % 2 or self.head_dim == 2 or 6 <= self.head_dim < 12:
             raise ConfigError(
                 f"the head size {self.head_dim} (model_channels / num_heads) must be even and at least 12, so that the "
                 "rotary embedding has frequencies for every axis"
@@ -70,6 +71,10 @@ class DiTConfig:
         names = [name for name, _ in channels]
         if not names or names[0] != "latent" or len(set(names)) != len(names):
             raise ConfigError(f"input_channels must start with 'latent' and name every channel once, got {names}")
+        for control in self.controls:
+            if lacking := set(control.channels) - set(names):
+                what = f"{type(control).__name__} feeds the input channel {min(lacking)!r}"
+                raise ConfigError(f"{what}, which is not among input_channels {names}: append it, or drop the control")
         if self.extra_pos_emb not in EXTRA_POSITION:
             raise ConfigError(f"extra_pos_emb={self.extra_pos_emb!r} is not one of {', '.join(EXTRA_POSITION)}")
         if self.initialization not in ("trunc_normal", "xavier"):
@@ -100,6 +105,11 @@ class DiTConfig:
     def token_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return the (T, h, w) tokens of a latent of this size."""
         return (frames // self.patch_temporal, height // self.patch_spatial, width // self.patch_spatial)
+
+    @property
+    def largest_grid(self) -> tuple[int, int, int]:
+        """The (T, h, w) tokens of one view for which there are positions."""
+        return self.token_grid(self.max_frames, self.max_img_h, self.max_img_w)
 
     @property
     def mlp_channels(self) -> int:

@@ -19,13 +19,7 @@ from cosmos_predict.io.embeddings import ENCODERS
 from cosmos_predict.networks.blocks import Block, FinalLayer, PatchEmbed, RMSNorm, TimestepEmbedder
 from cosmos_predict.networks.config import DiTConfig
 from cosmos_predict.networks.control import Grid, Injection, wrong_shape
-from cosmos_predict.networks.rope import (
-    LearnablePositionEmbedding,
-    SinCosPositionEmbedding,
-    check_grid,
-    rope_angles,
-    rope_table,
-)
+from cosmos_predict.networks.rope import LearnablePositionEmbedding, SinCosPositionEmbedding, rope_angles, rope_table
 from cosmos_predict.networks.sparse_attention import DENSE, SparseAttention, check_layers
 
 
@@ -207,7 +201,13 @@ class DiT(nn.Module):
             raise ConfigError(f"text embeddings are {text.shape[2]} wide, the network takes {expected}{advice}")
         if views > 1 and config.sparse_attention:
             raise ConfigError(f"sparse attention is for one view, this forward has {views}: set sparse_attention=''")
-        check_grid(config, config.token_grid(frames // views, height, width))
+        grid, limits = config.token_grid(frames // views, height, width), config.largest_grid
+        if any(size > limit for size, limit in zip(grid, limits, strict=True)):
+            largest = f"{limits[1] * config.patch_spatial} x {limits[2] * config.patch_spatial}"
+            raise ConfigError(
+                f"a token grid (frames, height, width) of {grid} is larger than the network's positions {limits}; "
+                f"use fewer frames or a smaller size (at most {largest} latent pixels)"
+            )
 
     def _input_channels(self, x: Tensor, named: Mapping[str, Tensor | None], grid: Grid) -> Tensor:
         """Return the named channels in order, `(B, sum c, T, H, W)`; a named channel that nobody gives is zero."""
@@ -245,9 +245,8 @@ class DiT(nn.Module):
         if key not in self._rope_cache:
             c = self.config
             ratios = (c.rope_h_extrapolation_ratio, c.rope_w_extrapolation_ratio, c.rope_t_extrapolation_ratio)
-            options = {"fps": fps, "base_fps": c.base_fps, "views": views, "device": device}
             with torch.inference_mode(False):  # the kept table must serve training after a forward in inference mode
-                angles = rope_angles(c.head_dim, grid, ratios, **options)
+                angles = rope_angles(c.head_dim, grid, ratios, fps=fps, base_fps=c.base_fps, views=views, device=device)
                 self._rope_cache = {key: rope_table(angles)}
         return self._rope_cache[key]
 

@@ -37,11 +37,8 @@ class LoRALinear(nn.Module):
     def weight(self) -> Tensor:
         return self.base_layer.weight
 
-    def rank(self, adapter: str) -> int:
-        return self.matrices(adapter)[0].shape[0]
-
     def scale(self, adapter: str) -> float:
-        return self.active.get(adapter, 0.0) * self.alpha[adapter] / self.rank(adapter)
+        return self.active.get(adapter, 0.0) * self.alpha[adapter] / self.matrices(adapter)[0].shape[0]
 
     def add_adapter(self, name: str, rank: int, alpha: float, dtype: torch.dtype, trainable: bool = True) -> None:
         weight = self.base_layer.weight
@@ -86,9 +83,10 @@ def inject_lora(
     adapter: str = "default",
     seed: int = 0,
     dtype: torch.dtype | None = None,
-    freeze: bool = True,
 ) -> list[str]:
     """Put a fresh adapter beside every target layer, in place; return the adapted module names.
+
+    All parameters but the adapter's become untrainable, as published.
 
     A new adapter changes nothing: A is Kaiming-uniform (a = sqrt 5), B zero. Its numbers depend on (seed, module name)
     alone, not on device, rank or order.
@@ -99,7 +97,6 @@ def inject_lora(
         targets: module names, whole or ends after a dot ("q_proj", "mlp.layer1"); a comma-separated string too.
         adapter: its name; a second name adds a second adapter to the same network.
         dtype: of A and B; the layer's own by default.
-        freeze: make everything but the new adapter untrainable, as published.
 
     Raises ConfigError for a rank below 1, a target that matches nothing or no linear layer, and an adapter name in use.
     """
@@ -109,10 +106,9 @@ def inject_lora(
     modules = _target_layers(network, names)
     if any(isinstance(module, LoRALinear) and adapter in module.lora_A for module in modules.values()):
         raise ConfigError(f"the network already has an adapter named {adapter!r}; give the new one another name")
-    if freeze:
-        own = re.compile(rf".*\.lora_[AB]\.{re.escape(adapter)}\.weight")
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(own.fullmatch(name) is not None)
+    own = re.compile(rf".*\.lora_[AB]\.{re.escape(adapter)}\.weight")
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(own.fullmatch(name) is not None)
     for name, module in modules.items():
         layer = adapted_layer(network, name, module)
         layer.add_adapter(adapter, rank, rank if alpha is None else alpha, dtype or layer.weight.dtype)

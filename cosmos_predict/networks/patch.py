@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from loguru import logger
 from torch import Tensor
 
@@ -27,18 +28,15 @@ def grow_patch_weight(weight: Tensor, old_channels: Channels, new_channels: Chan
         raise ConfigError(f"{what}: these have {old_size} columns")
     sizes = [size * patch_volume for _, size in old_channels]
     columns = dict(zip([name for name, _ in old_channels], weight.split(sizes, dim=1), strict=True))
-    grown = weight.new_zeros(weight.shape[0], sum(size for _, size in new_channels) * patch_volume)
-    start = 0
+    grown = []
     for name, size in new_channels:
-        width = size * patch_volume
-        if (part := columns.pop(name, None)) is not None:
-            if part.shape[1] != width:
-                what = f"{part.shape[1] // patch_volume} channels in the base and {size} in the grown network"
-                raise ConfigError(f"input channel {name!r} has {what}; a changed channel needs a new name")
-            grown[:, start : start + width] = part
-        start += width
+        part = columns.pop(name, weight.new_zeros(weight.shape[0], size * patch_volume))
+        if part.shape[1] != size * patch_volume:
+            what = f"{part.shape[1] // patch_volume} channels in the base and {size} in the grown network"
+            raise ConfigError(f"input channel {name!r} has {what}; a changed channel needs a new name")
+        grown.append(part)
     if columns:
         names = [name for name, _ in new_channels]
         text = "input channels {} of the base are not among the network's {}: their patch columns are dropped"
         logger.warning(text, list(columns), names)
-    return grown
+    return torch.cat(grown, dim=1)

@@ -11,7 +11,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from cosmos_predict.errors import ConfigError
 from cosmos_predict.networks.config import DiTConfig
 
 
@@ -40,23 +39,20 @@ def rope_angles(
         ratios: (h, w, t) extrapolation ratios.
         fps: frames per second; time is then `index / fps * base_fps`. None: plain index.
     """
-    frames, height, width = grid
-    dim_hw = head_dim // 6 * 2
-    dim_t = head_dim - 2 * dim_hw
-    ratio_h, ratio_w, ratio_t = ratios
+    time, rows, columns = (torch.arange(length, dtype=torch.float32, device=device) for length in grid)
+    if fps is not None:
+        time = time / fps * base_fps
+    dim_hw, (ratio_h, ratio_w, ratio_t) = head_dim // 6 * 2, ratios
+    axes = ((time, head_dim - 2 * dim_hw, ratio_t), (rows, dim_hw, ratio_h), (columns, dim_hw, ratio_w))
+    angles = (torch.outer(positions, rope_frequencies(dim, ratio, device)) for positions, dim, ratio in axes)
+    return _over_grid(*angles).repeat(views, 1)
 
-    def axis(length: int, dim: int, ratio: float, scale: tuple[float, float] | None = None) -> Tensor:
-        positions = torch.arange(length, dtype=torch.float32, device=device)
-        if scale is not None:
-            positions = positions / scale[0] * scale[1]
-        return torch.outer(positions, rope_frequencies(dim, ratio, device))
 
-    time = axis(frames, dim_t, ratio_t, None if fps is None else (fps, base_fps))
-    rows = axis(height, dim_hw, ratio_h)
-    columns = axis(width, dim_hw, ratio_w)
+def _over_grid(time: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the tables of three axes, `(T, .)`, `(h, .)` and `(w, .)`, side by side for every token: `(T*h*w, .)`."""
+    grid = len(time), len(rows), len(columns)
     axes = (time[:, None, None], rows[:, None], columns)
-    table = torch.cat([values.expand(*grid, -1) for values in axes], dim=-1).flatten(0, 2)
-    return table.repeat(views, 1) if views > 1 else table
+    return torch.cat([values.expand(*grid, -1) for values in axes], dim=-1).flatten(0, 2)
 
 
 def rope_table(angles: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +84,7 @@ class LearnablePositionEmbedding(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        frames, height, width = position_limits(config)
+        frames, height, width = config.largest_grid
         self.pos_emb_h = nn.Parameter(torch.empty(height, config.model_channels))
         self.pos_emb_w = nn.Parameter(torch.empty(width, config.model_channels))
         self.pos_emb_t = nn.Parameter(torch.empty(frames, config.model_channels))
@@ -122,29 +118,10 @@ class SinCosPositionEmbedding(nn.Module):
         if key not in self.cache:
             dim_hw = self.dim // 6 * 2
             dims = (self.dim - 2 * dim_hw, dim_hw, dim_hw)
-            parts = []
-            for axis, (length, dim, ratio) in enumerate(zip(grid, dims, self.ratios, strict=True)):
+            axes = []
+            for length, dim, ratio in zip(grid, dims, self.ratios, strict=True):
                 omega = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
                 angles = torch.outer(torch.arange(length, dtype=torch.float64) / ratio, omega)
-                shape = [1, 1, 1, dim]
-                shape[axis] = length
-                parts.append(torch.cat([angles.sin(), angles.cos()], dim=-1).view(shape).expand(*grid, dim))
-            table = torch.cat(parts, dim=-1).float().reshape(-1, self.dim)
-            self.cache = {key: table.repeat(views, 1)[None].to(device)}
+                axes.append(torch.cat([angles.sin(), angles.cos()], dim=-1))
+            self.cache = {key: _over_grid(*axes).float().repeat(views, 1)[None].to(device)}
         return self.cache[key]
-
-
-def position_limits(config: DiTConfig) -> tuple[int, int, int]:
-    """Return the largest (T, h, w) token grid of one view."""
-    return config.token_grid(config.max_frames, config.max_img_h, config.max_img_w)
-
-
-def check_grid(config: DiTConfig, grid: tuple[int, int, int]) -> None:
-    """Raise ConfigError when a (T, h, w) token grid is beyond the position tables."""
-    limits = position_limits(config)
-    if any(size > limit for size, limit in zip(grid, limits, strict=True)):
-        largest = f"{limits[1] * config.patch_spatial} x {limits[2] * config.patch_spatial}"
-        raise ConfigError(
-            f"a token grid (frames, height, width) of {grid} is larger than the network's positions {limits}; "
-            f"use fewer frames or a smaller size (at most {largest} latent pixels)"
-        )

@@ -11,15 +11,16 @@ without a mask, a compiler or another package. Keys are copied once for every ce
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cosmos_predict.errors import ConfigError
+from cosmos_predict.networks.attention import Attention
 
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 Grid = tuple[int, int, int]
 
 BASE = (44, 80)  # rows and columns of tokens at 720p, 16:9, for which the published layers are given
@@ -69,15 +70,11 @@ def cells(kind: str, grid: Grid, device: torch.device) -> tuple[Tensor, Tensor, 
     where each token's result is `(N,)` among the queries, flat. Cells with fewer queries repeat their last one.
     """
     frames, height, width = grid
-    axes = [
-        axis_windows(n, *fitted(n, base, *sizes)) for n, base, sizes in zip(grid[1:], BASE, KINDS[kind], strict=True)
-    ]
+    axes = [axis_windows(n, *sizes) for n, sizes in zip(grid[1:], fitted_sizes(kind, grid), strict=True)]
     found = []
     for part in (0, 1):
         rows, columns = (_rectangle([each[part] for each in axis]) for axis in axes)
-        places = (
-            rows[:, None, :, None] * width + columns[None, :, None, :]
-        )  # (cells of rows, of columns, rows, columns)
+        places = rows[:, None, :, None] * width + columns[:, None]  # (cells of rows, of columns, rows, columns)
         places = places.reshape(len(rows) * len(columns), 1, -1) + np.arange(frames)[:, None] * height * width
         found.append(places.reshape(len(places), -1))
     queries, keys = found
@@ -99,6 +96,18 @@ def axis_windows(extent: int, window: int, stride: int, dilation: int) -> list[t
             low = min(max(leader - window // 2, 0), len(group) - window)
             found.append((group[start : start + step], group[low : low + window]))
     return found
+
+
+def fitted_sizes(kind: str, grid: Grid) -> list[tuple[int, int, int]]:
+    """Return (window, stride, dilation) of rows and of columns of a layer on a grid (T, h, w)."""
+    return [fitted(n, base, *sizes) for n, base, sizes in zip(grid[1:], BASE, KINDS[kind], strict=True)]
+
+
+def keys_per_query(kind: str, grid: Grid) -> int:
+    """Return how many tokens of a grid (T, h, w) each token sees in a layer: a window in all frames, or every token."""
+    if kind == DENSE or grid[0] == 1:
+        return math.prod(grid)
+    return grid[0] * math.prod(window for window, _, _ in fitted_sizes(kind, grid))
 
 
 def fitted(extent: int, base: int, window: int, stride: int, dilation: int) -> tuple[int, int, int]:

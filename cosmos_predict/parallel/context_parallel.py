@@ -19,7 +19,8 @@ from torch import Tensor
 
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.networks.dit import DiT
-from cosmos_predict.parallel.exchange import adjoint
+from cosmos_predict.parallel.exchange import adjoint, stacked
+from cosmos_predict.parallel.mesh import divisors
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -84,11 +85,6 @@ def check_context_parallel(cp_size: int, latent_frames: int, num_heads: int, ten
     )
 
 
-def divisors(number: int) -> str:
-    """Return the sizes that divide `number`, for an error message."""
-    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0) or "none"
-
-
 def split_sequence(x: Tensor, rank: int, cp_size: int, dim: int = 2, views: int = 1) -> Tensor:
     """Return part `rank` of `cp_size` contiguous parts of x along `dim`, which is view-major.
 
@@ -134,9 +130,7 @@ def heads_to_sequence(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """All-to-all `(B, N, heads/cp, d)` -> `(B, N/cp, heads, d)`, the inverse of `sequence_to_heads`. Differentiable."""
     if group is None or group.size() == 1:
         return x
-    received = _all_to_all(
-        x.unflatten(1, (group.size(), -1)).movedim(1, 0), group
-    )  # (cp = block of heads, B, N/cp, h, d)
+    received = _all_to_all(x.unflatten(1, (group.size(), -1)).movedim(1, 0), group)  # (cp = heads, B, N/cp, h, d)
     return received.movedim(0, 2).flatten(2, 3)
 
 
@@ -174,17 +168,10 @@ def _exchanged(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return received
 
 
-def _stacked(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Return x of all ranks: `(cp, *x.shape)`."""
-    gathered = x.new_empty((group.size(), *x.shape))
-    dist.all_gather_into_tensor(gathered.flatten(0, 1) if x.ndim else gathered, x.contiguous(), group=group)
-    return gathered
-
-
 def _own_sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Return the sum over ranks of what each has for this one: x `(cp, ...)` -> `(...)`."""
-    # gloo has no reduce-scatter of its own: exchange, then add.
+    # Exchanged, then added: a sum in bfloat16 is rounded once, and not once a rank as in a reduce-scatter.
     return _exchanged(x, group).sum(dim=0)
 
 
-_all_to_all, _all_gather = adjoint(_exchanged, _exchanged), adjoint(_stacked, _own_sum)
+_all_to_all, _all_gather = adjoint(_exchanged, _exchanged), adjoint(stacked, _own_sum)

@@ -26,3 +26,10 @@ def adjoint(there: Exchange, back: Exchange) -> Exchange:
             return back(gradients[0], ctx.group), None
 
     return Pair.apply  # type: ignore[return-value]
+
+
+def stacked(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Return x of all ranks: `(ranks, *x.shape)`."""
+    out = x.new_empty(group.size(), *x.shape)
+    dist.all_gather_into_tensor(out.view(-1), x.contiguous().view(-1), group=group)
+    return out

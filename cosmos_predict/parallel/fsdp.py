@@ -23,10 +23,8 @@ def shard_network(net: DiT, mesh: Mesh, compute_dtype: torch.dtype | None = None
 
     compute_dtype: what gathered weights, and so activations, are in; None keeps that of the parameters.
     """
-    for block in net.blocks[:-1]:
-        _shard(block, mesh, compute_dtype, reshard_after_forward=True)
-    for block in net.blocks[-1:]:  # backward begins with it
-        _shard(block, mesh, compute_dtype, reshard_after_forward=False)
+    for block in net.blocks:  # backward begins with the last
+        _shard(block, mesh, compute_dtype, reshard_after_forward=block is not net.blocks[-1])
     _shard(net, mesh, compute_dtype, reshard_after_forward=True)
 
 
@@ -49,9 +47,7 @@ def average_gradients(units: Iterable[nn.Module], mesh: Mesh, last: bool) -> Non
     Without shards nothing is exchanged before the last. With shards, gradients are reduced to shards every time, so that
     none is ever kept whole, and only the exchange between replicas waits.
     """
-    for unit in units:
-        if mesh.weights is None:
-            continue
+    for unit in units if mesh.weights is not None else ():
         if mesh.sizes.shard == 1:
             unit.set_requires_gradient_sync(last)  # type: ignore[operator]
         else:

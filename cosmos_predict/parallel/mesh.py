@@ -69,7 +69,7 @@ def mesh_sizes(world: int, shard: int = 1, context: int = 1, tensor: int = 1) ->
     if world % tensor:
         raise ConfigError(
             f"model_parallel.tensor_model_parallel_size={tensor} does not divide the {world} process(es): "
-            f"set it to a divisor ({_fit(world)}), or start more processes"
+            f"set it to a divisor ({divisors(world)}), or start more processes"
         )
     rest = world // tensor
     among = f" (of {world}, with tensor_model_parallel_size={tensor})" if tensor > 1 else ""
@@ -77,17 +77,18 @@ def mesh_sizes(world: int, shard: int = 1, context: int = 1, tensor: int = 1) ->
     if rest % context:
         raise ConfigError(
             f"model_parallel.context_parallel_size={context} does not divide the {rest} process(es){among}: "
-            f"set it to a divisor ({_fit(rest)}), or start more processes"
+            f"set it to a divisor ({divisors(rest)}), or start more processes"
         )
     if rest % used:
         raise ConfigError(
-            f"model.config.fsdp_shard_size={shard} does not divide the {rest} processes{among}; sizes that fit: {_fit(rest)}"
+            f"model.config.fsdp_shard_size={shard} does not divide the {rest} processes{among}; sizes that fit: {divisors(rest)}"
         )
     return MeshSizes(world, used, context, tensor)
 
 
-def _fit(ranks: int) -> str:
-    return ", ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
+def divisors(number: int) -> str:
+    """Return the sizes that divide `number`, for an error message."""
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0) or "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,10 +162,8 @@ def make_mesh(ranks: Ranks, sizes: MeshSizes, device: torch.device, *, always: b
         dist.init_process_group(
             "gloo" if device.type == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1
         )
-    names = ("replicate", "shard", "tensor") if sizes.tensor > 1 else ("replicate", "shard")
-    root = init_device_mesh(
-        device.type, (sizes.replicas, sizes.shard, sizes.tensor)[: len(names)], mesh_dim_names=names
-    )
+    axes = {"replicate": sizes.replicas, "shard": sizes.shard, **({"tensor": sizes.tensor} if sizes.tensor > 1 else {})}
+    root = init_device_mesh(device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
     weights, tensor, context = root, None, None
     if sizes.tensor > 1:
         weights, tensor = root["replicate", "shard"], root["tensor"]

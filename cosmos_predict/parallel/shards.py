@@ -38,9 +38,8 @@ def whole(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         return tensor
     placements = list(tensor.placements)  # type: ignore[attr-defined]
     for dim, placement in enumerate(placements):
-        if (
-            placement.is_partial()
-        ):  # summands, added up over one mesh dimension after another: torch warns of several at once
+        # Summands are added up over one mesh dimension after another: torch warns of several at once.
+        if placement.is_partial():
             from torch.distributed.tensor import Replicate
 
             placements[dim] = Replicate()

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.networks.config import DiTConfig
 from cosmos_predict.networks.dit import DiT
-from cosmos_predict.parallel.context_parallel import divisors
-from cosmos_predict.parallel.exchange import adjoint
+from cosmos_predict.parallel.exchange import adjoint, stacked
+from cosmos_predict.parallel.mesh import divisors
 from cosmos_predict.parallel.shards import lies_over, own
 
 if TYPE_CHECKING:
@@ -181,9 +181,7 @@ def _split(x: Tensor, group: dist.ProcessGroup, frames: int) -> Tensor:
 
 def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Return the tokens of x `(B, n, D)` of all ranks, one rank's after another's: `(B, ranks * n, D)`."""
-    out = x.new_empty(group.size(), *x.shape)
-    dist.all_gather_into_tensor(out.flatten(0, 1), x.contiguous(), group=group)
-    return out.transpose(0, 1).flatten(1, 2)
+    return stacked(x, group).transpose(0, 1).flatten(1, 2)
 
 
 def _scattered(x: Tensor, group: dist.ProcessGroup) -> Tensor:

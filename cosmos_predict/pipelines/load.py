@@ -100,6 +100,10 @@ class Checkpoint:
             if rank and (ranks := {adapter.rank(module) for module in adapter.layers}) != {rank}:
                 raise ConfigError(f"--lora_rank {rank}: the adapters of {adapter.where} have {sorted(ranks)}")
 
+    def encoder(self, given: str) -> str:
+        """Return the name, folder or hub name of its text encoder: `given`, or what its configuration says."""
+        return given or self.config.pipe_config.text_encoder
+
     def place(self) -> str:
         """Return the name or file of its video tokenizer."""
         return self.config.pipe_config.tokenizer.path or self.config.pipe_config.tokenizer.name

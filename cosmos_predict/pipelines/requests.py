@@ -43,9 +43,8 @@ def read_batch(
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no batch file {path}: expected {'an object per line' if lines else 'a JSON list of objects'}"
-        )
+        expected = "an object per line" if lines else "a JSON list of objects"
+        raise FileNotFoundError(f"no batch file {path}: expected {expected}")
     text = read_text(path)
 
     def wrong(position: int, what: str) -> DataError:
@@ -82,14 +81,10 @@ def read_batch(
             raise wrong(position, f"item {index} is no object")
         if unknown := [key for key in item if key not in ITEM_KEYS]:
             near = difflib.get_close_matches(unknown[0], ITEM_KEYS, 1) or ITEM_KEYS
-            raise wrong(
-                text.index(f'"{unknown[0]}"', position),
-                f"unknown key {unknown[0]!r}; did you mean {' or '.join(near)}?",
-            )
-        options = {
-            "save_path": stem.replace("{}", str(index)) + suffix,
-            **{ITEM_KEYS[key]: value for key, value in item.items()},
-        }
+            position = max(text.find(f'"{unknown[0]}"', position), position)  # it may stand there in escapes
+            raise wrong(position, f"unknown key {unknown[0]!r}; did you mean {' or '.join(near)}?")
+        options = {"save_path": stem.replace("{}", str(index)) + suffix}
+        options |= {ITEM_KEYS[key]: value for key, value in item.items()}
         for name in {*options, *required}:
             kind = int if name == "seed" else str
             given = options.get(name)
@@ -142,13 +137,8 @@ def read_sidecar(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no sidecar {path}: expected the .json that lies beside a generated clip")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            "hashes": {},
-            "environment": {},
-            "command": content["command"],
-            "arguments": content["arguments"],
-            **content,
-        }
+        needed = {name: content[name] for name in ("command", "arguments")}
+        return {"hashes": {}, "environment": {}, **needed, **content}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not the sidecar of a generated clip ({type(error).__name__}: {error})") from None
 
@@ -170,9 +160,8 @@ def check_same_files(path: str | Path, new: Mapping[str, Any]) -> None:
         for file, was, now, then in zip(*(v if isinstance(v, list) else [v] for v in found), strict=False):
             if now and file == was and now != then:
                 what = f"the {part} of {file}" if part else file
-                raise DataError(
-                    f"{path}: {what} was {then} and is {now} now; give the one it was made with as --{flag}"
-                )
+                advice = f"give the one it was made with as --{flag}"
+                raise DataError(f"{path}: {what} was {then} and is {now} now; {advice}")
     for name, value in old["environment"].items():
         if new["environment"].get(name) != value:
             logger.warning("made with {} {}, now {}: bits may differ", name, value, new["environment"].get(name))

@@ -6,7 +6,7 @@ Beside a folder of embeddings an index notes which encoder made them, of which c
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,7 +106,8 @@ def embed_captions(
     _write_indices(indices)
     texts = sorted(outputs, key=len)  # similar lengths in a batch: little padding to compute
     with tqdm(total=len(captions), initial=len(kept), unit="caption", desc="text embeddings") as progress:
-        for batch in _batches(texts, batch_size):
+        for start in range(0, len(texts), batch_size):
+            batch = texts[start : start + batch_size]
             embeddings, mask = encoder.encode(batch, max_length=max_length)
             rows = embeddings.half().cpu().numpy()
             for text, row, tokens in zip(batch, rows, mask.sum(dim=1).tolist(), strict=True):
@@ -146,9 +147,3 @@ def _is_readable(path: Path, encoder: str) -> bool:
         logger.warning(f"{path} is made again, it cannot be read: {error}")
         return False
     return True
-
-
-def _batches(texts: Sequence[str], size: int) -> Iterable[list[str]]:
-    """Yield lists of at most `size` texts."""
-    for start in range(0, len(texts), size):
-        yield list(texts[start : start + size])

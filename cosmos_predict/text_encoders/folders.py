@@ -38,14 +38,13 @@ def find_folder(
     for folder in [given, cache / name] if cache_dir is None else [given, cache, cache / name]:
         if (folder / "config.json").is_file() and any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
             return folder
+    kind = about.split()[0]
     if given.is_dir():
-        kind = about.split()[0]
         raise CheckpointError(
             f"{given} is no {kind} folder: expected config.json and pytorch_model.bin or *.safetensors"
         )
     usual, repo, revision = published
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        kind = about.split()[0]
         raise FileNotFoundError(f"no {kind} folder {name}, and no Hugging Face name (OWNER/MODEL, as {repo}) either")
     from cosmos_predict.io.hub import download_snapshot
 

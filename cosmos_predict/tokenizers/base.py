@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -29,33 +31,17 @@ class VideoTokenizer(nn.Module):
         Raises ConfigError (a ValueError) for a T, H or W that does not fit, naming the nearest sizes that do.
         """
         self._check(video, "video", 3)
-        latent_frames = self.get_latent_num_frames(video.shape[2])
-        for name, size in zip("HW", video.shape[3:], strict=True):
-            step = self.spatial_compression_factor
-            if size % step or not size:
-                near = sorted({max(step, size // step * step), size // step * step + step})
-                raise ConfigError(f"video {name} = {size}: expected a multiple of {step}, such as {_either(near)}")
-        dtype = video.dtype
-        if dtype == torch.uint8:
-            dtype = torch.float32
-            video = video.to(dtype) / 127.5 - 1
-        latent = _at_least_float32(self._encode(video.to(self.compute_dtype)))
-        assert latent.shape[2] == latent_frames
-        if self.normalizer is not None:
-            latent = self.normalizer.normalize(latent, self.latent_chunk_duration)
-        return latent.to(dtype)
+        frames = self.get_latent_num_frames(video.shape[2])
+        latent = self._encode_with(self._encode, video)
+        assert latent.shape[2] == frames
+        return latent
 
     def decode(self, latent: Tensor) -> Tensor:
         """Decode latents (B, latent_ch, t, h, w) as `encode` makes them; returns (B, 3, T, H, W), not clamped, same dtype.
 
         Raises ConfigError (a ValueError) for a t that does not fit.
         """
-        self._check(latent, "latent", self.latent_ch)
-        self.get_pixel_num_frames(latent.shape[2])
-        raw = latent
-        if self.normalizer is not None:
-            raw = self.normalizer.denormalize(_at_least_float32(latent), self.latent_chunk_duration)
-        return self._decode(raw.to(self.compute_dtype)).to(latent.dtype)
+        return self._decode_with(self._decode, latent)
 
     def get_latent_num_frames(self, num_pixel_frames: int) -> int:
         """Return t for T pixel frames; raises ConfigError (a ValueError) naming the nearest T that fit."""
@@ -88,6 +74,31 @@ class VideoTokenizer(nn.Module):
             raise ConfigError(f"{name} of shape {tuple(x.shape)}: expected (B, {channels}, T, H, W)")
         if not x.is_floating_point() and not (x.dtype == torch.uint8 and name == "video"):
             raise ConfigError(f"{name} of dtype {x.dtype}: expected a float dtype" + " or uint8" * (name == "video"))
+
+    def _encode_with(self, run: Callable[[Tensor], Tensor], video: Tensor) -> Tensor:
+        """Return `run` of a video whose T fits, from its pixels in `compute_dtype` to normalised latents in its dtype."""
+        for name, size in zip("HW", video.shape[3:], strict=True):
+            step = self.spatial_compression_factor
+            if size % step or not size:
+                near = sorted({max(step, size // step * step), size // step * step + step})
+                raise ConfigError(f"video {name} = {size}: expected a multiple of {step}, such as {_either(near)}")
+        dtype = video.dtype
+        if dtype == torch.uint8:
+            dtype = torch.float32
+            video = video.to(dtype) / 127.5 - 1
+        latent = _at_least_float32(run(video.to(self.compute_dtype)))
+        if self.normalizer is not None:
+            latent = self.normalizer.normalize(latent, self.latent_chunk_duration)
+        return latent.to(dtype)
+
+    def _decode_with(self, run: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
+        """Return `run` of latents, which are checked, denormalised and in `compute_dtype`, in their dtype."""
+        self._check(latent, "latent", self.latent_ch)
+        self.get_pixel_num_frames(latent.shape[2])
+        raw = latent
+        if self.normalizer is not None:
+            raw = self.normalizer.denormalize(_at_least_float32(latent), self.latent_chunk_duration)
+        return run(raw.to(self.compute_dtype)).to(latent.dtype)
 
     def _encode(self, video: Tensor) -> Tensor:
         """(B, 3, T, H, W) to unnormalised latents (B, C, t, h, w); sizes are valid, dtype is `compute_dtype`."""

@@ -11,17 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cosmos_predict.tokenizers import cosmos_unet as unet
 from cosmos_predict.tokenizers.base import VideoTokenizer
-from cosmos_predict.tokenizers.cosmos_unet import (
-    Attention,
-    Decoder,
-    Encoder,
-    Parts,
-    Sizes,
-    num_halvings,
-    require_part,
-    require_published,
-)
 from cosmos_predict.tokenizers.frames import (
     channels_last_weights,
     from_frames,
@@ -77,7 +68,9 @@ class Upsample(nn.Module):
 
 
 _pointwise = functools.partial(Conv, kernel=1)
-IMAGE_PARTS = Parts(Norm, Conv, _pointwise, functools.partial(Attention, Norm, _pointwise), Downsample, Upsample)
+IMAGE_PARTS = unet.Parts(
+    Norm, Conv, _pointwise, functools.partial(unet.Attention, Norm, _pointwise), Downsample, Upsample
+)
 
 
 class CosmosImageTokenizer(VideoTokenizer):
@@ -104,34 +97,24 @@ class CosmosImageTokenizer(VideoTokenizer):
         **published: Any,
     ) -> None:
         super().__init__()
-        require_published(published, "Default")
+        unet.require_published(published, "Default")
         self.latent_ch, self.patch_size, self.normalizer = latent_channels, patch_size, normalizer
         self.spatial_compression_factor, self.temporal_compression_factor = spatial_compression, 1
-        levels, halvings = len(channels_mult), num_halvings(spatial_compression, patch_size)
+        levels, halvings = len(channels_mult), unet.num_halvings(spatial_compression, patch_size)
         widths = [channels * m for m in (1, *channels_mult)]
-        sizes = Sizes(IMAGE_PARTS, 3 * patch_size**2, widths, num_res_blocks, z_channels)
+        sizes = unet.Sizes(IMAGE_PARTS, 3 * patch_size**2, widths, num_res_blocks, z_channels)
+        down = [(level < halvings, False) for level in range(levels)]
+        up = [(level >= levels - halvings, False) for level in range(levels)]
         start = resolution // patch_size
-        if "encoder" in parts:
-            down = [(level < halvings, False) for level in range(levels)]
-            attention = [start // 2 ** min(level, halvings) in attn_resolutions for level in range(levels)]
-            self.encoder = Encoder(sizes, down, attention)
-            self.quant_conv = _pointwise(z_channels, latent_channels)
-        if "decoder" in parts:
-            up = [(level >= levels - halvings, False) for level in range(levels)]
-            # The published counter starts at the coarsest level's value whatever the number of halvings.
-            resolutions = [start // 2 ** (levels - 1) * 2 ** sum(c for c, _ in up[i + 1 :]) for i in range(levels)]
-            self.post_quant_conv = _pointwise(latent_channels, z_channels)
-            self.decoder = Decoder(sizes, up, [value in attn_resolutions for value in resolutions])
+        fine = [start // 2 ** min(level, halvings) in attn_resolutions for level in range(levels)]
+        # The published counter starts at the coarsest level's value whatever the number of halvings.
+        resolutions = [start // 2 ** (levels - 1) * 2 ** sum(c for c, _ in up[i + 1 :]) for i in range(levels)]
+        attention = fine, [value in attn_resolutions for value in resolutions]
+        unet.add_coders(self, sizes, latent_channels, parts, down, up, attention)
         channels_last_weights(self)
 
     def _encode(self, video: Tensor) -> Tensor:
-        require_part(self, "encoder")
-        batch = video.shape[0]
-        x = haar_patch_2d(to_frames(video), self.patch_size)
-        return from_frames(self.quant_conv(self.encoder(x, batch), batch), batch)
+        return unet.encode_patches(self, haar_patch_2d(to_frames(video), self.patch_size), video.shape[0])
 
     def _decode(self, latent: Tensor) -> Tensor:
-        require_part(self, "decoder")
-        batch = latent.shape[0]
-        x = self.decoder(self.post_quant_conv(to_frames(latent), batch), batch)
-        return from_frames(haar_unpatch_2d(x, self.patch_size), batch)
+        return from_frames(haar_unpatch_2d(unet.decode_patches(self, latent), self.patch_size), latent.shape[0])

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosmos_predict.errors import ConfigError
-from cosmos_predict.tokenizers.frames import pixel_attention, time_attention
+from cosmos_predict.tokenizers.frames import from_frames, pixel_attention, time_attention, to_frames
 
 Resampling = tuple[bool, bool]
 """Whether a level changes space, and whether it changes time."""
@@ -185,16 +185,49 @@ def num_halvings(compression: int, patch_size: int) -> int:
     return ratio.bit_length() - 1
 
 
-def require_part(module: nn.Module, part: str) -> None:
-    """Raise ConfigError where `module` was built without its encoder or decoder."""
-    if not hasattr(module, part):
+def add_coders(
+    tokenizer: Any,
+    sizes: Sizes,
+    latent_channels: int,
+    wanted: Sequence[str],
+    down: Sequence[Resampling],
+    up: Sequence[Resampling],
+    attention: tuple[Sequence[bool], Sequence[bool]],
+) -> None:
+    """Give a tokenizer what is wanted of "encoder" and "decoder", and the convolution between each and the latents.
+
+    down, up, attention: as `Encoder` and `Decoder` take them.
+    """
+    if "encoder" in wanted:
+        tokenizer.encoder = Encoder(sizes, down, attention[0])
+        tokenizer.quant_conv = sizes.parts.pointwise(sizes.z_channels, latent_channels)
+    if "decoder" in wanted:
+        tokenizer.post_quant_conv = sizes.parts.pointwise(latent_channels, sizes.z_channels)
+        tokenizer.decoder = Decoder(sizes, up, attention[1])
+
+
+def encode_patches(tokenizer: Any, patches: Tensor, batch: int) -> Tensor:
+    """Return latents (B, C, t, h, w) of patches (T*B, C, H, W); ConfigError where the tokenizer has no encoder."""
+    _require_part(tokenizer, "encoder")
+    return from_frames(tokenizer.quant_conv(tokenizer.encoder(patches, batch), batch), batch)
+
+
+def decode_patches(tokenizer: Any, latent: Tensor) -> Tensor:
+    """Return patches (T*B, C, H, W) of latents (B, C, t, h, w); ConfigError where the tokenizer has no decoder."""
+    _require_part(tokenizer, "decoder")
+    batch = latent.shape[0]
+    return tokenizer.decoder(tokenizer.post_quant_conv(to_frames(latent), batch), batch)
+
+
+def _require_part(tokenizer: nn.Module, part: str) -> None:
+    if not hasattr(tokenizer, part):
         raise ConfigError(f"this tokenizer has no {part}: load the {part} file or the whole autoencoder")
 
 
 def require_published(settings: Mapping[str, Any], nets: str) -> None:
     """Raise ConfigError for a setting that no published continuous tokenizer has, TypeError for an unknown one."""
     expected = {"in_channels": 3, "out_channels": 3, "dropout": 0.0, "patch_method": "haar", "z_factor": 1}
-    expected |= {"num_groups": 1, "formulation": "AE", "encoder": nets, "decoder": nets}
+    expected |= {"num_groups": 1, "formulation": "AE", "encoder": nets, "decoder": nets, "legacy_mode": False}
     for name, value in settings.items():
         if name not in expected:
             raise TypeError(f"unexpected keyword argument {name!r}")

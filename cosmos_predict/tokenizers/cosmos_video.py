@@ -6,6 +6,7 @@ the published checkpoints' keys.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,17 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosmos_predict.errors import ConfigError
+from cosmos_predict.tokenizers import cosmos_unet as unet
 from cosmos_predict.tokenizers.base import VideoTokenizer
-from cosmos_predict.tokenizers.cosmos_unet import (
-    Attention,
-    Decoder,
-    Encoder,
-    Parts,
-    Sizes,
-    num_halvings,
-    require_part,
-    require_published,
-)
 from cosmos_predict.tokenizers.frames import (
     from_frames,
     pad_right_bottom,
@@ -49,9 +41,8 @@ class CausalConv3d(nn.Module):
         self.conv3d.weight = nn.Parameter(tap_major(self.conv3d.weight.detach()))
 
     def forward(self, x: Tensor, batch: int, *, stride: int = 1) -> Tensor:
-        weight, bias = self.conv3d.weight, self.conv3d.bias
-        assert bias is not None
-        return repeated_conv(x, weight, bias, batch, stride=stride)
+        assert self.conv3d.bias is not None
+        return repeated_conv(x, self.conv3d.weight, self.conv3d.bias, batch, stride=stride)
 
     def spatial(self) -> tuple[Tensor, Tensor]:
         """Return weight (O, I, kh, kw) and bias of a convolution that looks at one frame."""
@@ -59,19 +50,20 @@ class CausalConv3d(nn.Module):
         return self.conv3d.weight[:, :, 0], self.conv3d.bias
 
 
-class FactorizedConv(nn.ModuleList):
-    """(1, 3, 3), then (3, 1, 1)."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        space, time = CausalConv3d(in_channels, out_channels, 1, 3), CausalConv3d(out_channels, out_channels, 3, 1)
-        super().__init__([space, time])
+class SpaceThenTime(nn.ModuleList):
+    """A layer in space, then one in time."""
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
         return self[1](self[0](x, batch), batch)
 
 
-def _pointwise(in_channels: int, out_channels: int) -> CausalConv3d:
-    return CausalConv3d(in_channels, out_channels, 1, 1)
+_pointwise = functools.partial(CausalConv3d, time=1, space=1)
+
+
+def _factorized_conv(in_channels: int, out_channels: int) -> SpaceThenTime:
+    return SpaceThenTime(
+        [CausalConv3d(in_channels, out_channels, 1, 3), CausalConv3d(out_channels, out_channels, 3, 1)]
+    )
 
 
 class FrameNorm(nn.Module):
@@ -85,14 +77,8 @@ class FrameNorm(nn.Module):
         return self.norm(x)
 
 
-class FactorizedAttention(nn.ModuleList):
-    """Attention in space, then in time."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__([Attention(FrameNorm, _pointwise, channels, over_time) for over_time in (False, True)])
-
-    def forward(self, x: Tensor, batch: int) -> Tensor:
-        return self[1](self[0](x, batch), batch)
+def _factorized_attention(channels: int) -> SpaceThenTime:
+    return SpaceThenTime([unet.Attention(FrameNorm, _pointwise, channels, over_time) for over_time in (False, True)])
 
 
 class HybridDownsample(nn.Module):
@@ -102,7 +88,7 @@ class HybridDownsample(nn.Module):
         super().__init__()
         self.conv1 = CausalConv3d(channels, channels, 1, 3) if spatial else None
         self.conv2 = CausalConv3d(channels, channels, 3, 1) if temporal else None
-        self.conv3 = CausalConv3d(channels, channels, 1, 1)
+        self.conv3 = _pointwise(channels, channels)
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
         if self.conv1 is not None:
@@ -126,7 +112,7 @@ class HybridUpsample(nn.Module):
         super().__init__()
         self.conv1 = CausalConv3d(channels, channels, 3, 1) if temporal else None
         self.conv2 = CausalConv3d(channels, channels, 1, 3) if spatial else None
-        self.conv3 = CausalConv3d(channels, channels, 1, 1)
+        self.conv3 = _pointwise(channels, channels)
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
         if self.conv1 is not None:
@@ -139,7 +125,9 @@ class HybridUpsample(nn.Module):
         return self.conv3(x, batch)
 
 
-VIDEO_PARTS = Parts(FrameNorm, FactorizedConv, _pointwise, FactorizedAttention, HybridDownsample, HybridUpsample)
+VIDEO_PARTS = unet.Parts(
+    FrameNorm, _factorized_conv, _pointwise, _factorized_attention, HybridDownsample, HybridUpsample
+)
 
 
 class CosmosVideoTokenizer(VideoTokenizer):
@@ -166,7 +154,6 @@ class CosmosVideoTokenizer(VideoTokenizer):
         latent_channels: int = 16,
         spatial_compression: int = 8,
         temporal_compression: int = 8,
-        legacy_mode: bool = False,
         *,
         pixel_chunk_duration: int | None = None,
         normalizer: LatentNormalizer | None = None,
@@ -174,31 +161,24 @@ class CosmosVideoTokenizer(VideoTokenizer):
         **published: Any,
     ) -> None:
         super().__init__()
-        require_published(published, "FACTORIZED")
+        unet.require_published(published, "FACTORIZED")
         self.latent_ch, self.patch_size, self.normalizer = latent_channels, patch_size, normalizer
         self.spatial_compression_factor, self.temporal_compression_factor = spatial_compression, temporal_compression
         if pixel_chunk_duration is not None and (pixel_chunk_duration - 1) % temporal_compression:
             raise ConfigError(f"pixel_chunk_duration={pixel_chunk_duration}: expected 1 + {temporal_compression} k")
         self.pixel_chunk_duration = pixel_chunk_duration
         levels = len(channels_mult)
-        halvings = num_halvings(spatial_compression, patch_size), num_halvings(temporal_compression, patch_size)
+        space, time = (unet.num_halvings(n, patch_size) for n in (spatial_compression, temporal_compression))
         widths = [channels * m for m in (1, *channels_mult)]
         # Published code counts a resolution that is halved at every level but the last, whether it is resampled or not.
         attention = [resolution // patch_size // 2**level in attn_resolutions for level in range(levels)]
-        sizes = Sizes(VIDEO_PARTS, 3 * patch_size**3, widths, num_res_blocks, z_channels)
-        if "encoder" in parts:
-            last = levels - 1
-            down = [(i < last and i < halvings[0], i < last and i < halvings[1]) for i in range(levels)]
-            self.encoder = Encoder(sizes, down, attention)
-            self.quant_conv = _pointwise(z_channels, latent_channels)
-        if "decoder" in parts:
-            up = []
-            for rank in reversed(range(levels)):  # 0: the coarsest level, run first
-                temporal = rank < halvings[1] if legacy_mode else 0 < rank < halvings[1] + 1
-                spatial = temporal or (rank < halvings[0] and halvings[0] > halvings[1])
-                up.append((spatial, temporal) if rank < levels - 1 else (False, False))
-            self.post_quant_conv = _pointwise(latent_channels, z_channels)
-            self.decoder = Decoder(sizes, up, attention)
+        sizes = unet.Sizes(VIDEO_PARTS, 3 * patch_size**3, widths, num_res_blocks, z_channels)
+        down = [(level < space, level < time) for level in range(levels - 1)] + [(False, False)]
+        up = [(False, False)]  # the finest level, run last
+        for rank in reversed(range(levels - 1)):  # 0: the coarsest level
+            temporal = 0 < rank <= time
+            up.append((temporal or (rank < space and space > time), temporal))
+        unet.add_coders(self, sizes, latent_channels, parts, down, up, (attention, attention))
 
     def get_latent_num_frames(self, num_pixel_frames: int) -> int:
         """Return t for T frames: a number of whole chunks, or one clip that fits into a chunk."""
@@ -220,24 +200,14 @@ class CosmosVideoTokenizer(VideoTokenizer):
         return 1 + (self.pixel_chunk_duration - 1) // self.temporal_compression_factor
 
     def _encode(self, video: Tensor) -> Tensor:
-        require_part(self, "encoder")
         clips = video.split(self.pixel_chunk_duration or video.shape[2], dim=2)
-        return torch.cat([self._encode_clip(clip) for clip in clips], 2)
+        patches = (to_frames(haar_patch_3d(clip, self.patch_size)) for clip in clips)
+        return torch.cat([unet.encode_patches(self, each, video.shape[0]) for each in patches], 2)
 
     def _decode(self, latent: Tensor) -> Tensor:
-        require_part(self, "decoder")
         clips = latent.split(self.latent_chunk_duration or latent.shape[2], dim=2)
-        return torch.cat([self._decode_clip(clip) for clip in clips], 2)
-
-    def _encode_clip(self, video: Tensor) -> Tensor:
-        batch = video.shape[0]
-        x = to_frames(haar_patch_3d(video, self.patch_size))
-        return from_frames(self.quant_conv(self.encoder(x, batch), batch), batch)
-
-    def _decode_clip(self, latent: Tensor) -> Tensor:
-        batch = latent.shape[0]
-        x = self.decoder(self.post_quant_conv(to_frames(latent), batch), batch)
-        return haar_unpatch_3d(from_frames(x, batch), self.patch_size)
+        patches = (from_frames(unet.decode_patches(self, clip), latent.shape[0]) for clip in clips)
+        return torch.cat([haar_unpatch_3d(each, self.patch_size) for each in patches], 2)
 
 
 def _by_chunks(count: Callable[[int], int], frames: int, chunk: int | None, given: str, name: str) -> int:

@@ -197,13 +197,10 @@ def _infer_cosmos(tensors: Mapping[str, Tensor], conv: str, axes: int) -> dict[s
 def _read_original(path: Path) -> tuple[dict[str, Tensor], LatentNormalizer | None]:
     """Return the tensors under their original names, and the statistics of a `mean_std.pt` beside them."""
     folder = path if path.is_dir() else path.parent
-    files = [path]
-    if path.is_dir():
-        halves = [path / name for name in ("encoder.jit", "decoder.jit") if (path / name).is_file()]
-        whole = [path / name for name in ("autoencoder.jit", "tokenizer.pth") if (path / name).is_file()]
-        files = halves or whole or [path]
+    published = ("encoder.jit", "decoder.jit"), ("autoencoder.jit", "tokenizer.pth")
+    halves, whole = ([path / name for name in names if (path / name).is_file()] for names in published)
     tensors: dict[str, Tensor] = {}
-    for file in files:
+    for file in halves or whole or [path]:
         tensors.update(load_tensors(file))
     # A published training checkpoint has losses and EMA beside the network.
     network = {key[len("network.") :]: value for key, value in tensors.items() if key.startswith("network.")}

@@ -8,6 +8,7 @@ grouping gives the same numbers; here a `WanStream` carries the few frames of hi
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, Literal
@@ -296,25 +297,20 @@ class WanVAE(VideoTokenizer):
     def encode_chunk(self, video: Tensor, stream: WanStream) -> Tensor:
         """Encode the next frames of a clip: first 1 + f k, then any multiples of f = `temporal_compression_factor`.
 
-        video: (B, 3, T, H, W), float in [-1, 1]. Returns the normalised latents that these frames complete. The pieces
-        put together are `encode` of the whole clip. Raises ConfigError (a ValueError) for another number of frames.
+        video: (B, 3, T, H, W), float in [-1, 1] or uint8. Returns the normalised latents that these frames complete. The
+        pieces put together are `encode` of the whole clip, whose errors are raised here too.
         """
+        self._check(video, "video", 3)
         factor = self.temporal_compression_factor
         if stream.begun and (video.shape[2] % factor or not video.shape[2]):
             raise ConfigError(f"T = {video.shape[2]} frames to go on with: expected a multiple of {factor}")
         if not stream.begun:
             self.get_latent_num_frames(video.shape[2])
-        self._check(video, "video", 3)
-        latent = self._encode_piece(video.to(self.compute_dtype), stream).float()
-        latent = latent if self.normalizer is None else self.normalizer.normalize(latent)
-        return latent.to(video.dtype)
+        return self._encode_with(functools.partial(self._encode_piece, stream=stream), video)
 
     def decode_chunk(self, latent: Tensor, stream: WanStream) -> Tensor:
         """Decode the next latents (B, C, t, h, w) of a clip, any t >= 1; pieces put together are `decode` of the clip."""
-        self._check(latent, "latent", self.latent_ch)
-        self.get_pixel_num_frames(latent.shape[2])
-        raw = latent if self.normalizer is None else self.normalizer.denormalize(latent.float())
-        return self._decode_piece(raw.to(self.compute_dtype), stream).to(latent.dtype)
+        return self._decode_with(functools.partial(self._decode_piece, stream=stream), latent)
 
     def window(self, height: int, width: int) -> int | None:
         """Return the frames per chunk for clips of H x W pixels, or None for whole clips."""

@@ -93,18 +93,10 @@ class ProgressLine(Callback):
 
     def on_train_start(self, trainer: Trainer) -> None:
         self._start_window()
-        if trainer.ranks.rank != 0:
-            return
-        config = trainer.config
-        logger.info(
-            "{}: iterations {}..{}, {} samples per update, {:.2f} M parameters, on {}",
-            trainer.folder.root,
-            trainer.progress.iteration,
-            config.trainer.max_iter,
-            trainer.global_batch,
-            sum(p.numel() for p in trainer.model.parameters() if p.requires_grad) / 1e6,
-            trainer.device,
-        )
+        first, last = trainer.progress.iteration, trainer.config.trainer.max_iter
+        trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad) / 1e6
+        what = "{}: iterations {}..{}, {} samples per update, {:.2f} M parameters, on {}"
+        trainer.log(what, trainer.folder.root, first, last, trainer.global_batch, trained, trainer.device)
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         self.reports.append(report)
@@ -133,10 +125,9 @@ class ProgressLine(Callback):
         # Images among videos, buckets: micro-batches differ. The other data-parallel ranks had as many as this one.
         shapes = collections.Counter(record.shape for report in reports for record in report.losses)
         for (batch, _, frames, height, width), times in shapes.items():
-            count = batch * times * trainer.sizes.data
-            each = count_tokens(net, (frames, height, width))
-            tokens += count * each
-            flops += count * training_flops(net, each, frames=frames, views=views)
+            count, latent_shape = batch * times * trainer.sizes.data, (frames, height, width)
+            tokens += count * count_tokens(net, latent_shape)
+            flops += count * training_flops(net, latent_shape, views=views)
         finite = [report for report in reports if not report.skipped] or reports
         updates_left = trainer.config.trainer.max_iter - reports[-1].iteration
         return {

@@ -74,16 +74,13 @@ class PowerEMA:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy a shadow of the same names and shapes, DTensors sharded alike. Raises CheckpointError for other names or
-        shapes.
-        """
+        """Copy a shadow, or weights to begin with: the same names and shapes, DTensors sharded alike, else CheckpointError."""
         if state.keys() != self.shadow.keys():
             raise CheckpointError(f"the EMA state does not fit: {_difference(self.shadow, state)}")
         for name, tensor in self.shadow.items():
             if state[name].shape != tensor.shape:
-                raise CheckpointError(
-                    f"EMA {name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
-                )
+                wrong, right = tuple(state[name].shape), tuple(tensor.shape)
+                raise CheckpointError(f"EMA {name} has shape {wrong}, expected {right}")
             tensor.copy_(state[name])
 
     @contextmanager

@@ -128,7 +128,7 @@ def forecast(config: Config) -> str:
         height, width = (side // tokenizer.spatial_compression_factor for side in size)
         shape = (frames * pipe.views, height, width)
         tokens = count_tokens(pipe.net, shape)
-        flops = training_flops(pipe.net, tokens, frames=shape[0], views=pipe.views) * samples / 1e12
+        flops = training_flops(pipe.net, shape, views=pipe.views) * samples / 1e12
         lines.append(f"sample       {count} frame(s) of {size[0]} x {size[1]} -> latent {shape} -> {tokens:,} tokens")
         lines.append(f"compute      {flops:,.2f} TFLOP per update (forward + backward, no recomputation)")
         every, bytes_each = trainer.checkpoint_every_n_blocks, _compute_bytes(config, net)

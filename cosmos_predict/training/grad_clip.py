@@ -66,24 +66,15 @@ def _global_norm(gradients: list[Tensor], norm_type: float) -> float:
         kinds.setdefault((divided_over(gradient), gradient.device, gradient.dtype), []).append(own(gradient))
 
     largest = math.isinf(norm_type)
-    total: Tensor | None = None
-    for (groups, *_), tensors in kinds.items():
+    parts: list[Tensor] = []
+    for (groups, device, dtype), tensors in kinds.items():
         # An empty local shard has no largest entry.
-        norms = torch._foreach_norm(
-            [tensor for tensor in tensors if tensor.numel()] or [tensors[0].new_zeros(1)],
-            norm_type,
-            dtype=None
-            if tensors[0].dtype == torch.float32
-            else torch.float32,  # to name it costs a third, even where it is so
-        )
-        stacked = torch.stack(norms).double()
-        part = stacked.max() if largest else stacked.pow(norm_type).sum()
+        held = [tensor for tensor in tensors if tensor.numel()] or [torch.zeros(1, dtype=dtype, device=device)]
+        # To name float32 costs a third, even where it is so.
+        norms = torch.stack(torch._foreach_norm(held, norm_type, None if dtype == torch.float32 else torch.float32))
+        part = norms.double().max() if largest else norms.double().pow(norm_type).sum()
         for group in groups:
             dist.all_reduce(part, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=group)
-        total = (
-            part
-            if total is None
-            else (torch.maximum(total, part.to(total.device)) if largest else total + part.to(total.device))
-        )
-    assert total is not None
-    return float(total if largest else total.pow(1 / norm_type))
+        parts.append(part.to(gradients[0].device))
+    total = torch.stack(parts)
+    return float(total.max() if largest else total.sum().pow(1 / norm_type))

@@ -34,8 +34,7 @@ class TensorBoard(Callback):
     A resumed run hides what a killed one wrote past the iteration that it resumes from.
     """
 
-    def __init__(self, folder: str = "tensorboard") -> None:
-        self.folder = folder
+    def __init__(self) -> None:
         self.writer: Any = None
 
     def on_train_start(self, trainer: Trainer) -> None:
@@ -47,7 +46,7 @@ class TensorBoard(Callback):
             logger.warning("no TensorBoard files: {}; install it with: pip install tensorboard", error)
             return
         done = trainer.progress.iteration
-        self.writer = SummaryWriter(str(trainer.folder.root / self.folder), purge_step=done + 1)
+        self.writer = SummaryWriter(str(trainer.folder.root / "tensorboard"), purge_step=done + 1)
         self.writer.add_text("config", f"```yaml\n{config_text(trainer.config)}```", done)
         register_closer("TensorBoard", self.writer.close)
 

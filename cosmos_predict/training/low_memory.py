@@ -63,7 +63,7 @@ def adamw8bit(
     `adamw_bf16`). `seed` names the sequence of random bits that round; a resumed run must keep it.
     """
     groups = parameter_groups(model.parameters(), weight_decay, decay_vectors)
-    return LowMemoryAdamW(groups, lr=lr, betas=betas, eps=eps, moments="8bit", seed=seed)
+    return LowMemoryAdamW(groups, lr=lr, betas=betas, eps=eps, seed=seed)
 
 
 @configurable
@@ -188,17 +188,13 @@ class LowMemoryAdamW(torch.optim.Optimizer):
 
     def _empty_moments(self, parameter: Tensor) -> dict[str, Tensor]:
         """Return zero moments of one parameter, in the form that this optimizer keeps."""
-        columns = math.prod(parameter.shape[1:])
-        dtype, moments = MOMENTS[self.moments], {}
-        if dtype == torch.uint8 and (parameter.ndim < 2 or columns < MIN_ROW or not _holds_blocks(parameter)):
-            dtype = torch.float32
+        short = parameter.ndim < 2 or math.prod(parameter.shape[1:]) < MIN_ROW
+        coded = self.moments == "8bit" and not short and _holds_blocks(parameter)
+        dtype = torch.float32 if self.moments == "8bit" and not coded else MOMENTS[self.moments]
+        moments = {}
         for name in NAMES:
             zeros = torch.zeros_like(parameter.detach(), dtype=dtype, memory_format=torch.contiguous_format)
-            if dtype != torch.uint8:
-                moments[name] = zeros
-                continue
-            moments[f"{name}_codes"] = zeros
-            moments[f"{name}_scales"] = _zero_scales(parameter)
+            moments |= {f"{name}_codes": zeros, f"{name}_scales": _zero_scales(parameter)} if coded else {name: zeros}
         return moments
 
     @torch.no_grad()
@@ -314,8 +310,7 @@ def quantise(x: Tensor, bits: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
 def dequantise(codes: Tensor, scales: Tensor, signed: bool) -> Tensor:
     """Return the float32 (R, K) values of `quantise`'s result."""
     values = _levels(signed, codes.device).index_select(0, codes.flatten().int()).view(codes.shape)
-    blocks = _blocks(values)
-    return (blocks * scales[..., None]).flatten(1)[:, : codes.shape[1]]
+    return (_blocks(values) * scales[..., None]).flatten(1)[:, : codes.shape[1]]
 
 
 def _signed(number: int) -> int:
@@ -390,8 +385,7 @@ def _own_part(value: Tensor, target: Tensor, what: str) -> Tensor:
 
     target: the tensor of the parameter (or its scales) that tells the shape and lies over the processes as `value` will.
     """
-    mine = own(target)
-    value = lay_like(value, target)
+    mine, value = own(target), lay_like(value, target)
     whole = not is_sharded(value) and value.shape == target.shape
     part = own(value)[part_of(target) or ()] if whole else own(value)
     if part.shape != mine.shape:

@@ -122,14 +122,12 @@ class WeightsReport(Callback):
                 )
         if unmoved:
             more = f" and {len(unmoved) - NAMES_SHOWN} more" if len(unmoved) > NAMES_SHOWN else ""
-            logger.warning(
-                "{} of {} trained tensors did not move at all: {}{} (no gradient reaches them, or the steps are below "
-                "the weights' precision)",
-                len(unmoved),
-                len(moves),
-                ", ".join(unmoved[:NAMES_SHOWN]),
-                more,
+            why = "no gradient reaches them, or the steps are below the weights' precision"
+            names, what = (
+                ", ".join(unmoved[:NAMES_SHOWN]) + more,
+                "{} of {} trained tensors did not move at all: {} ({})",
             )
+            logger.warning(what, len(unmoved), len(moves), names, why)
 
 
 @torch.no_grad()

@@ -25,6 +25,8 @@ from cosmos_predict.training.validation import observing
 if TYPE_CHECKING:
     from cosmos_predict.training.trainer import Trainer
 
+GAP = 2  # pixels between the frames of a picture
+
 
 @configurable
 class SampleClips(Callback):
@@ -117,17 +119,14 @@ class SampleClips(Callback):
         return model.decode(sampled, pipe.views), model.decode(x0, pipe.views)
 
 
-def frame_grid(clips: list[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:
+def frame_grid(clips: list[np.ndarray], columns: int) -> np.ndarray:
     """Return a white-spaced picture uint8 `(H', W', 3)`: a row per clip `(T, H, W, 3)`, frames from first to last."""
     rows = []
     for clip in clips:
         times = np.linspace(0, len(clip) - 1, min(columns, len(clip))).round().astype(int)
-        rows.append(np.concatenate([_padded(clip[time], gap) for time in times], axis=1))
+        spaced = np.pad(clip[times], ((0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255)
+        rows.append(np.concatenate(list(spaced), axis=1))
     return np.concatenate(rows, axis=0)
-
-
-def _padded(frame: np.ndarray, gap: int) -> np.ndarray:
-    return np.pad(frame, ((0, gap), (0, gap), (0, 0)), constant_values=255)
 
 
 def _frames(video: Tensor, trainer: Trainer) -> np.ndarray:

@@ -17,7 +17,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loguru import logger
 from omegaconf import OmegaConf
 
 from cosmos_predict.checkpoint.export import export_adapters, export_checkpoint
@@ -37,7 +36,7 @@ from cosmos_predict.config.tree import changes, to_tree
 from cosmos_predict.data.loader import batch_decides_order
 from cosmos_predict.errors import CheckpointError
 from cosmos_predict.io.atomic import atomic_write_text
-from cosmos_predict.parallel.mesh import Mesh
+from cosmos_predict.parallel.mesh import Mesh, divisors
 from cosmos_predict.training.optimizers import MasterAdamW
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ class Saver:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self.folder, self.options = trainer.folder, trainer.config.checkpoint
+        self.folder, self.options, self._log = trainer.folder, trainer.config.checkpoint, trainer.log
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "save")
         self._task: concurrent.futures.Future[None] | None = None  # this rank's thread at work
         self._writer: StateWriter | None = None  # a state without its index
@@ -57,10 +56,6 @@ class Saver:
     @property
     def mesh(self) -> Mesh:
         return self.trainer.mesh
-
-    def _log(self, text: str, *values: object, level: str = "INFO") -> None:
-        if self.mesh.is_main:
-            logger.opt(depth=1).log(level, text, *values)
 
     # ---- saving ------------------------------------------------------------------------------------------------
 
@@ -220,9 +215,8 @@ class Saver:
                     self._keep_order(saved.index.get("batch_size", self.trainer.batch_size))
                     self._log_changes(saved.index)
                 self._take(saved, wanted - left, folder)
-            self._log(
-                "resumed {} at iteration {}, saved by {} rank(s)", folder.root, iteration, saved.index["world_size"]
-            )
+            ranks = saved.index["world_size"]
+            self._log("resumed {} at iteration {}, saved by {} rank(s)", folder.root, iteration, ranks)
         if self.mesh.is_main:
             forget_metrics(self.folder.root / "metrics.jsonl", self.trainer.progress.iteration)
             if own and iteration is not None and not self._is_published(iteration):
@@ -232,15 +226,14 @@ class Saver:
         trainer, index, strict = self.trainer, saved.index, self.options.strict_resume
         check_same_adapters(index.get("lora"), trainer.lora, folder.root)
         unfit: set[str] = set()
+        averaged = bool(saved.names("ema"))
         if "model" in wanted:
             unfit = saved.copy_into("weights", trainer.weights(), folder.root, strict)
-            if trainer.ema is not None:
+            if trainer.ema is not None and averaged:
                 unfit |= saved.copy_into("ema", trainer.ema.state_dict(), f"the EMA of {folder.root}", strict)
             if unfit:
-                names = sorted(unfit)
-                self._log(
-                    "{}: {} tensors do not fit and are left: {}", folder.root, len(names), names[:8], level="WARNING"
-                )
+                what = "{}: {} tensors do not fit and are left: {}"
+                self._log(what, folder.root, len(unfit), sorted(unfit)[:8], level="WARNING")
         if "optim" in wanted:
             load_optimizer_state(trainer.optimizer, trainer.model, saved, unfit, masters="model" in wanted)
             if index["world_size"] != trainer.sizes.world and any(
@@ -249,16 +242,18 @@ class Saver:
                 self._log("8-bit moments: none quantised anew, their blocks lie within the rows that ranks share out")
         elif "model" in wanted and isinstance(trainer.optimizer, MasterAdamW):
             trainer.optimizer.take_weights()
+        if "model" in wanted and trainer.ema is not None and not averaged:
+            trainer.ema.load_state_dict(trainer.parameters())
+            self._log("{} kept no EMA: it begins with the weights of now", folder.root, level="WARNING")
         if "scheduler" in wanted:
             # The position only: rates and schedule are the present configuration's, so that they can be changed.
             scheduler = trainer.scheduler
             scheduler.last_epoch = int(saved.scheduler["last_epoch"])
             scheduler._step_count = int(saved.scheduler["_step_count"])
-            for group, rate, factor in zip(
-                trainer.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-            ):
+            groups = trainer.optimizer.param_groups
+            for group, rate, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
                 group["lr"] = rate * factor(scheduler.last_epoch)
-            scheduler._last_lr = [group["lr"] for group in trainer.optimizer.param_groups]
+            scheduler._last_lr = [group["lr"] for group in groups]
         if "trainer" in wanted:
             restore_rng(saved)
             progress = trainer.progress
@@ -276,7 +271,7 @@ class Saver:
             remedy = f"set trainer.global_batch_size={saved}, or start another run with job.name=NAME"
             raise CheckpointError(f"{what}, this run has {present}; {remedy}")
         if saved % (trainer.batch_size * ranks):
-            fit = ", ".join(str(n) for n in range(1, saved + 1) if saved % (trainer.batch_size * n) == 0) or "none"
+            fit = divisors(saved // trainer.batch_size if saved % trainer.batch_size == 0 else 0)
             raise CheckpointError(
                 f"{what}, which does not divide over batch size {trainer.batch_size} x {ranks} data-parallel ranks; "
                 f"at this batch size these numbers of ranks fit: {fit}"

@@ -1,15 +1,18 @@
 """Learning-rate schedules: functions from the number of finished optimizer updates to a multiplier of the base rate.
 
 Each schedule is a small object made by its keywords and called with n, so that a config can name it; `lr_scheduler`
-drives an optimizer with one. Source: Cosmos-Predict2 functional/lr_scheduler.py, Cosmos-Predict1 utils, NeMo's
-annealing.
+drives an optimizer with one. Source: Cosmos-Predict2 functional/lr_scheduler.py.
+
+Other published schedules are one cycle of these (f_max 1; base rate lr, warm-up W, end N, both in updates):
+Predict1's WarmupLambdaLR is linear with warm_up_steps W - 1, f_start 1 / W, f_min 1; its WarmupCosineLR the cosine with W,
+f_start 0, f_min min_lr / lr, cycle N; NeMo's linear annealing linear with W, f_start 1 / (W + 1), f_min min_lr / lr, cycle N;
+its warm-up and hold the same with f_min 1.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -101,70 +104,3 @@ class ConstantScheduler:
 
     def __call__(self, n: int) -> float:
         return 1.0
-
-
-@configurable
-@dataclass(frozen=True)
-class WarmupLambdaLR:
-    """(n + 1) / warmup until it reaches 1, then 1."""
-
-    warmup: int
-
-    def __call__(self, n: int) -> float:
-        return min(1.0, (n + 1) / max(self.warmup, 1))
-
-
-@configurable
-@dataclass(frozen=True)
-class WarmupCosineLR:
-    """n / warmup_iters, then a cosine down to the rate min_lr at update lr_decay_iters, then min_lr (Predict1).
-
-    `lr` is the optimizer's base rate, which turns the absolute min_lr into a multiplier.
-    """
-
-    warmup_iters: int
-    lr_decay_iters: int
-    min_lr: float
-    lr: float
-
-    def __call__(self, n: int) -> float:
-        floor = self.min_lr / self.lr
-        if n < self.warmup_iters:
-            return n / self.warmup_iters
-        if n >= self.lr_decay_iters:
-            return floor
-        progress = (n - self.warmup_iters) / (self.lr_decay_iters - self.warmup_iters)
-        return floor + 0.5 * (1 - floor) * (1 + math.cos(math.pi * progress))
-
-
-@configurable
-@dataclass(frozen=True)
-class NemoLinearAnnealing:
-    """NeMo's linear annealing: (n + 1) / (w + 1) for n <= w = warmup_steps, linear to min_lr at max_steps, then min_lr.
-
-    `lr` is the optimizer's base rate, which turns the absolute min_lr into a multiplier.
-    """
-
-    warmup_steps: int
-    max_steps: int
-    min_lr: float
-    lr: float
-
-    def __call__(self, n: int) -> float:
-        if n <= self.warmup_steps:
-            return (n + 1) / (self.warmup_steps + 1)
-        floor = self.min_lr / self.lr
-        if n > self.max_steps:
-            return floor
-        return floor + (1 - (n - self.warmup_steps) / (self.max_steps - self.warmup_steps)) * (1 - floor)
-
-
-@configurable
-@dataclass(frozen=True)
-class NemoWarmupHold:
-    """NeMo's warm-up, (n + 1) / (warmup_steps + 1), then 1."""
-
-    warmup_steps: int
-
-    def __call__(self, n: int) -> float:
-        return min(1.0, (n + 1) / (self.warmup_steps + 1))

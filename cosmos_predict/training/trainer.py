@@ -56,7 +56,6 @@ from cosmos_predict.training.schedulers import lr_scheduler
 MAX_SKIPPED_IN_A_ROW = 20
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclasses.dataclass
@@ -93,7 +92,7 @@ class Trainer:
     def build(self) -> None:
         """Make mesh, model, optimizer, schedule, EMA, data and callbacks."""
         config = self.config
-        compute_dtype = COMPUTE_DTYPES[config.trainer.compute_dtype]
+        compute_dtype = getattr(torch, config.trainer.compute_dtype)
         sharded = self.sizes.world > 1 or compute_dtype != torch.float32
         self.mesh = make_mesh(self.ranks, self.sizes, self.device, always=sharded)
         torch.manual_seed(config.trainer.seed)
@@ -117,9 +116,8 @@ class Trainer:
             check_exportable(self.folder.layout, self.weights())
         self.tensor = apply_tensor_parallel(net, self.mesh.tensor, config.model_parallel.sequence_parallel)
         apply_context_parallel(net, self.mesh.context, self.sizes.tensor)
-        apply_activation_checkpointing(
-            net, config.trainer.activation_checkpointing, config.trainer.checkpoint_every_n_blocks
-        )
+        policy, every = config.trainer.activation_checkpointing, config.trainer.checkpoint_every_n_blocks
+        apply_activation_checkpointing(net, policy, every)
         if config.trainer.compile:
             compile_blocks(net)
         if sharded:
@@ -137,11 +135,11 @@ class Trainer:
         self.optimizer: torch.optim.Optimizer = instantiate(config.optimizer, model=self.model)
         self.scheduler = lr_scheduler(self.optimizer, instantiate(config.scheduler))
         ema = self.model.config.pipe_config.ema
-        self.ema = PowerEMA(self._parameters(), ema.rate, ema.iteration_shift) if ema.enabled else None
+        self.ema = PowerEMA(self.parameters(), ema.rate, ema.iteration_shift) if ema.enabled else None
         self.batch_size = int(config.dataloader_train.get("batch_size", 1))  # type: ignore[union-attr]
         self.accumulation = accumulation_steps(config, self.batch_size, self.sizes.data)
         if self.sizes.world > 1:
-            self._log("{}", self.sizes)
+            self.log("{}", self.sizes)
         self.log_batch()
         self.callbacks: list[Callback] = [instantiate(entry) for entry in config.trainer.callbacks.values() if entry]
 
@@ -156,15 +154,13 @@ class Trainer:
         return self.batch_size * self.sizes.data * self.accumulation
 
     def log_batch(self) -> None:
-        self._log(
-            "batch: {} per step x {} data-parallel rank(s) x {} accumulation = {} samples per update",
-            self.batch_size,
-            self.sizes.data,
-            self.accumulation,
-            self.global_batch,
+        parts = (
+            f"{self.batch_size} per step x {self.sizes.data} data-parallel rank(s) x {self.accumulation} accumulation"
         )
+        self.log("batch: {} = {} samples per update", parts, self.global_batch)
 
-    def _log(self, text: str, *values: object, level: str = "INFO") -> None:
+    def log(self, text: str, *values: object, level: str = "INFO") -> None:
+        """Log a line on the main rank."""
         if self.mesh.is_main:
             logger.opt(depth=1).log(level, text, *values)
 
@@ -177,7 +173,7 @@ class Trainer:
         frozen = {name for name in state if self.trains_lora and name.startswith("net.") and ".lora_" not in name}
         return {name: tensor.detach() for name, tensor in state.items() if name not in frozen}
 
-    def _parameters(self) -> dict[str, Tensor]:
+    def parameters(self) -> dict[str, Tensor]:
         """Return the trained weights by full name, in the precision in which the optimizer keeps them."""
         kept = getattr(self.optimizer, "masters", ())
         masters = {id(p): m for p, m in zip(getattr(self.optimizer, "parameters", ()), kept, strict=True)}
@@ -185,20 +181,23 @@ class Trainer:
         return {name: masters.get(id(p), p) for name, p in trained.items()}
 
     def _base_path(self) -> str:
-        return self.config.checkpoint.load_path or self.model.config.model_manager_config.dit_path
+        options, base = self.config.checkpoint, self.model.config.model_manager_config.dit_path
+        if self.trains_lora and (options.load_training_state or options.only_load_scheduler_state):
+            return base  # of the run that load_path is only the state is taken, which has no base
+        return options.load_path or base
 
     def _load_base(self) -> Path | None:
         manager = self.model.config.model_manager_config
         path = self._base_path()
         if not path:
             if self.trains_lora:
-                self._log("LoRA without a base: the frozen weights are random, made from the seed", level="WARNING")
+                self.log("LoRA without a base: the frozen weights are random, made from the seed", level="WARNING")
             return None
         path = published_file(path, manager.load_ema)
         with TensorFile(path) as source:
             if self.model.net.config.controls and not self.trains_lora:  # nothing new could learn in a frozen base
                 new = grow_from_base(self.model.net, source, ema=manager.load_ema)
-                self._log("{} tensors are not in the base and start new{}", len(new), f": {new[:4]} ..." if new else "")
+                self.log("{} tensors are not in the base and start new{}", len(new), f": {new[:4]} ..." if new else "")
             else:
                 strict = self.config.checkpoint.strict_resume
                 load_state(self.model.net, source, ema=manager.load_ema, where=path, strict=strict)
@@ -206,8 +205,8 @@ class Trainer:
                 if select_weights(source.keys(), ema=manager.load_ema, where=path).logvar:
                     load_log_variance(self.model.logvar, source)
                 else:
-                    self._log("{} holds no log-variance head: it starts new", path)
-        self._log("base weights: {}", path)
+                    self.log("{} holds no log-variance head: it starts new", path)
+        self.log("base weights: {}", path)
         return path
 
     # ---- the loop ----------------------------------------------------------------------------------------------
@@ -249,7 +248,7 @@ class Trainer:
         if progress.iteration >= config.trainer.max_iter:
             done, wanted = progress.iteration, config.trainer.max_iter
             what = "already at iteration {}: nothing to do up to trainer.max_iter={}; to go on: trainer.max_iter=N with N > {}"
-            self._log(what, done, wanted, done, level="WARNING")
+            self.log(what, done, wanted, done, level="WARNING")
             return
         batches = self._batches(progress.sample_number)
         for callback in self.callbacks:
@@ -258,9 +257,7 @@ class Trainer:
             started = time.perf_counter()
             report = self.step(batches)
             if self.device.type == "cuda" and report.iteration % config.trainer.logging_iter == 0:
-                torch.cuda.synchronize(
-                    self.device
-                )  # the optimizer's work is queued: rates count it where they are shown
+                torch.cuda.synchronize(self.device)  # the optimizer's work is queued: rates shown here count it
             report.seconds = time.perf_counter() - started
             self.saver.after_step(self.all_written)
             for callback in self.callbacks:
@@ -270,12 +267,8 @@ class Trainer:
             if progress.iteration % config.checkpoint.save_iter == 0 or last:
                 self.saver.save(last)
         if self.stop_signal is not None:
-            self._log(
-                "{}: saved iteration {} and stopping; the same command resumes it",
-                self.stop_signal,
-                progress.iteration,
-                level="WARNING",
-            )
+            what = "{}: saved iteration {} and stopping; the same command resumes it"
+            self.log(what, self.stop_signal, progress.iteration, level="WARNING")
         for callback in self.callbacks:
             callback.on_train_end(self)
 
@@ -310,7 +303,7 @@ class Trainer:
             progress.skipped_in_a_row = 0
         self.scheduler.step()
         if self.ema is not None and not clip.skip_step:
-            self.ema.update(self._parameters(), progress.iteration)
+            self.ema.update(self.parameters(), progress.iteration)
         self.optimizer.zero_grad(set_to_none=True)
         progress.iteration += 1
         return StepReport(progress.iteration, losses, clip.total_norm, lr, clip.skip_step, self.global_batch, waited)
@@ -331,16 +324,12 @@ class Trainer:
         return [LossRecord(loss, mse, record.shape) for (loss, mse), record in zip(mean, losses, strict=True)]
 
     def _count_skip(self, norm: float) -> None:
-        self.progress.skipped += 1
-        self.progress.skipped_in_a_row += 1
-        self._log(
-            "iteration {}: gradient norm is {}, update skipped ({} so far)",
-            self.progress.iteration,
-            norm,
-            self.progress.skipped,
-            level="WARNING",
-        )
-        if self.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        progress = self.progress
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        what = "iteration {}: gradient norm is {}, update skipped ({} so far)"
+        self.log(what, progress.iteration, norm, progress.skipped, level="WARNING")
+        if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise FloatingPointError(
                 f"{MAX_SKIPPED_IN_A_ROW} updates in a row had non-finite gradients: the run diverged. Resume from an older "
                 "iteration with a lower optimizer.lr, or look for broken samples in the log"

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from loguru import logger
 from torch import Tensor
 
 from cosmos_predict.config.lazy import configurable, instantiate
@@ -136,9 +135,8 @@ class Validation(Callback):
                 totals = trainer.mesh.sum(self._evaluate(trainer.model).to(trainer.device)).tolist()
             values |= {prefix + name: value for name, value in self._means(totals).items()}
         publish(trainer, iteration, values)
-        if trainer.ranks.rank == 0:
-            numbers = ", ".join(f"{name[4:]} {value:.4f}" for name, value in values.items() if name.endswith("loss"))
-            logger.info("validation at {}: {} ({:.1f} s)", iteration, numbers, time.perf_counter() - started)
+        numbers = ", ".join(f"{name[4:]} {value:.4f}" for name, value in values.items() if name.endswith("loss"))
+        trainer.log("validation at {}: {} ({:.1f} s)", iteration, numbers, time.perf_counter() - started)
         return values
 
     def _build_loader(self, trainer: Trainer) -> None:
@@ -148,8 +146,7 @@ class Validation(Callback):
             dataset = instantiate(loader.dataset)
         else:
             loader, start, dataset = config.dataloader_train, self.first_sample, trainer.dataset
-            if trainer.ranks.rank == 0:
-                logger.warning("validation on {}", NOT_HELD_OUT)
+            trainer.log("validation on {}", NOT_HELD_OUT, level="WARNING")
         size = int(loader.get("batch_size", 1))  # type: ignore[union-attr]
         whole = -(-len(dataset) // size)
         batches = min(config.trainer.max_val_iter or whole, whole)

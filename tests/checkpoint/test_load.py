@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from cosmos_predict.checkpoint.accounting import account
+from cosmos_predict.checkpoint.accounting import require_match
 from cosmos_predict.checkpoint.load import grow_from_base, load_log_variance, load_network, load_state
 from cosmos_predict.checkpoint.metadata import METADATA_KEY, config_to_json
 from cosmos_predict.checkpoint.stream import entries_of, write_tensors
@@ -106,6 +106,9 @@ def test_the_log_variance_head_lies_outside_the_network():
     assert torch.equal(head[0].phases, state["logvar.0.phases"]) and torch.equal(
         head[1].weight, state["logvar.1.weight"]
     )
+    averaged = {key.replace("net.", "net_ema."): value for key, value in state.items()}  # a file of EMA weights alone
+    load_log_variance(head, averaged | {"logvar.0.phases": torch.ones(8)})
+    assert torch.equal(head[0].phases, torch.ones(8))
     with pytest.raises(CheckpointError, match=r"logvar.*\nmissing from the file: 3"):
         load_log_variance(head, {"net.x": torch.zeros(1)})
 
@@ -248,7 +251,9 @@ def test_a_pt_that_needs_weights_only_false_is_refused(tmp_path):
 def test_tables_fold_blocks_and_stay_short():
     names = [f"blocks.{i}.mlp.layer1.weight" for i in (0, 1, 2, 5)] + ["a.weight"]
     assert grouped(names) == ["a.weight", "blocks.{0-2,5}.mlp.layer1.weight"]
-    text = str(account({}, {f"module{i}.weight": (1,) for i in range(40)}))
+    with pytest.raises(CheckpointError) as caught:
+        require_match({}, {f"module{i}.weight": (1,) for i in range(40)}, "model.pt")
+    text = str(caught.value)
     assert "missing from the file: 40" in text and "... and 24 more" in text and len(text.splitlines()) < 25
 
 

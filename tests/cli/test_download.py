@@ -179,8 +179,11 @@ def test_choices() -> None:
     ]
     dreams = chosen("download_checkpoints.py", "--model_types", "sample_gr00t_dreams_gr1", "--model_sizes", "2B")
     assert "checkpoints/nvidia/Cosmos-Predict2-14B-Sample-GR00T-Dreams-GR1" in dreams
-    encoder = chosen("download_checkpoints.py", "--model_types", "cosmos_reason1")  # Predict2.5's, and T5
-    assert set(encoder) == {"checkpoints/nvidia/Cosmos-Reason1.1-7B", "checkpoints/google-t5/t5-11b"}
+    encoder = chosen("download_checkpoints.py", "--model_types", "cosmos_reason1")  # Predict2.5's, in place of T5
+    assert set(encoder) == {"checkpoints/nvidia/Cosmos-Reason1.1-7B"}
+    assert "checkpoints/google-t5/t5-11b" in chosen(
+        "download_checkpoints.py", "--model_types", "cosmos_reason1", "multiview"
+    )
     multiview = chosen("download_diffusion_checkpoints.py", "--model_types", "SingleToMultiView-Sample-AV")
     assert "checkpoints/Cosmos-Predict1-7B-Video2World-Sample-AV-Single2MultiView" in multiview
 

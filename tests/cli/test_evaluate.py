@@ -97,6 +97,26 @@ def test_bad_input_is_one_message(trained: Path, tmp_path: Path, capsys: pytest.
     assert "larger makes 5 frames of (64, 64)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--save_path", "/proc/none/out.json"), "cannot write to /proc/none"),
+        (("--save_path", "out.txt"), "--save_path out.txt: expected a name that ends in .json"),
+        (("--device", "gpu"), "--device gpu: expected cpu, cuda, or cuda:N"),
+        (("--device", "cuda:99"), "--device cuda:99: torch finds"),
+        (("--seed", -1), "argument --seed: -1 is not a whole number from 0"),
+        (("--fps", 0), "argument --fps: 0 is not above 0"),
+        (("--guidance", "nan"), "argument --guidance: nan is not a finite number"),
+    ],
+)
+def test_what_cannot_work_is_told_before_any_work(
+    tmp_path: Path, flags: tuple[object, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rest = ("--dit_path", tmp_path / "none.pt", "--dataset_path", HELDOUT)
+    assert call(evaluate.main, *rest, *flags) == 2
+    assert told in capsys.readouterr().err
+
+
 def numbers(tmp_path: Path, *arguments: object) -> dict[str, Any]:
     options = ("--dataset_path", HELDOUT, "--num_clips", 2, "--num_steps", 2, "--save_path", tmp_path / "out.json")
     assert call(evaluate.main, *arguments, *options) == 0
@@ -207,8 +227,14 @@ def test_a_contact_sheet_of_an_image_and_videos(tmp_path: Path, capsys: pytest.C
     assert sheet.shape == (16 + 2 * 34, 96 + 3 * 50, 3)
     first, second = sheet[20:44, 96:], sheet[54:80, 96:]
     assert (first[:, 60:] == 255).all() and not (second[:, 60:90] == 255).all()  # the image fills one column
+    same = (f"clip={tmp_path / 'a.mp4'}",) * 3  # a label need not be another one
+    assert call(contact_sheet.main, *same, "--save_path", tmp_path / "same.png", "--columns", 3) == 0
+    assert np.array(Image.open(tmp_path / "same.png")).shape[0] == 16 + 3 * 34
     assert call(contact_sheet.main, "nothing", "--save_path", tmp_path / "sheet.png") == 2
     assert "'nothing' is not LABEL=FILE" in capsys.readouterr().err
+    for start in (-1, 5):
+        assert call(contact_sheet.main, *same, "--save_path", tmp_path / "sheet.png", "--start", start) == 2
+        assert f"--start {start}: {tmp_path / 'a.mp4'} has 5 frames" in capsys.readouterr().err
 
 
 def plot(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cosmos_predict.cli.program import describe, positive_int, run_program, status_of
+from cosmos_predict.cli.program import HelpFormatter, command, describe, positive_int, run_program, status_of
 from cosmos_predict.errors import (
     CheckpointError,
     ConfigError,
@@ -99,6 +99,23 @@ def test_run_program_parses_and_exits() -> None:
     with pytest.raises(SystemExit) as ended:
         run_program(body, parser, ["--count", "3", "-v"])
     assert ended.value.code == 3
+
+
+def test_a_command_has_its_own_main_and_help_without_empty_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    def build_parser() -> argparse.ArgumentParser:
+        parser = argparse.ArgumentParser(formatter_class=HelpFormatter)
+        for name, default in {"count": 0, "size": None, "name": "", "kinds": []}.items():
+            parser.add_argument(f"--{name}", default=default, help=f"about {name}")
+        return parser
+
+    main = command(lambda args: args.count, build_parser)
+    for argv, status in ([], 0), (["--help"], 0):
+        with pytest.raises(SystemExit) as ended:
+            main(argv)
+        assert ended.value.code == status
+    lines = capsys.readouterr().out.splitlines()
+    about = [line.split("about ")[1] for line in lines if "about" in line]
+    assert about == ["count (default: 0)", "size", "name", "kinds"]
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "some"])

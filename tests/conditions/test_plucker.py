@@ -72,6 +72,8 @@ def test_folding_keeps_row_column_channel_order() -> None:
 def test_static_camera_is_not_divided_by_zero() -> None:
     still = torch.ones(5, 3)
     assert torch.equal(plucker.normalize_translations(still), still)
+    shaking = torch.randn(5, 3) * 1e-8  # rounding of poses: not a movement to enlarge
+    assert torch.equal(plucker.normalize_translations(shaking), shaking)
     moving = plucker.normalize_translations(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)) + 100)
     assert float(torch.cdist(moving, moving).max()) == pytest.approx(1, abs=1e-3)
 

@@ -30,7 +30,6 @@ def demo():
 @pytest.fixture(autouse=True)
 def demo_registry(monkeypatch):
     monkeypatch.setattr(registry, "_experiments", {})
-    monkeypatch.setattr(registry, "_aliases", {})
     groups = {"callbacks": registry.Group("trainer.callbacks")}
     monkeypatch.setattr(registry, "_groups", groups)
     monkeypatch.setattr(registry, "load_experiments", lambda: None)
@@ -43,4 +42,3 @@ def demo_registry(monkeypatch):
     registry.register_choice("callbacks", "ema", {"ema": {"s": 0.1}})
     registry.register_experiment("demo_video2world", demo, summary="a small one", debug=shrink)
     registry.register_experiment("bare", lambda: {"trainer": {"max_iter": 7}})
-    registry.register_alias("cosmos_demo_finetune", "demo_video2world")

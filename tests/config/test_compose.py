@@ -8,7 +8,6 @@ from cosmos_predict.config import registry
 from cosmos_predict.config.compose import compose
 from cosmos_predict.config.files import save_config
 from cosmos_predict.config.lazy import LazyCall
-from cosmos_predict.config.schema import config_tree
 from cosmos_predict.errors import ConfigError
 
 
@@ -25,12 +24,6 @@ def test_experiment_over_default(monkeypatch, tmp_path):
     assert config.job.path == "posttraining/demo/demo_2b" and config.job.experiment == "demo_video2world"
     assert (config.trainer.max_iter, config.trainer.logging_iter, config.checkpoint.save_iter) == (1000, 10, 500)
     assert config.scheduler is not None and config.scheduler.cycle == 1000
-
-
-def test_an_alias_composes_the_same_config():
-    assert config_tree(compose(["experiment=cosmos_demo_finetune"])) == config_tree(
-        compose(["experiment=demo_video2world"])
-    )
 
 
 ARGUMENTS = [

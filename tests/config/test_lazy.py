@@ -40,8 +40,8 @@ def test_lazy_call_holds_defaults_keywords_and_target():
 
 
 def test_a_name_is_not_imported_and_captures_nothing():
-    call = LazyCall("no.such.package:Thing")(max_iter=1)
-    assert dict(call) == {"max_iter": 1, "_target_": "no.such.package:Thing"}
+    call = LazyCall("no.such.package.Thing")(max_iter=1)
+    assert dict(call) == {"max_iter": 1, "_target_": "no.such.package.Thing"}
 
 
 def test_unknown_keyword_names_the_nearest():
@@ -79,7 +79,7 @@ def test_recursive_false_passes_children_through():
 
 
 def test_plain_dicts_work_and_other_values_pass():
-    assert instantiate({"_target_": f"{__name__}:Net", "width": 3}).width == 3
+    assert instantiate({"_target_": f"{__name__}.Net", "width": 3}).width == 3
     assert instantiate([1, "a", None]) == [1, "a", None]
     assert instantiate(None) is None
 

@@ -1,4 +1,4 @@
-"""Experiments, aliases, groups; what listing imports."""
+"""Experiments, groups; what listing imports."""
 
 import subprocess
 import sys
@@ -22,13 +22,12 @@ def test_list_is_sorted_and_builds_nothing():
     assert registry.list_experiments() == [
         ("a_broken", "never built"),
         ("bare", ""),
-        ("cosmos_demo_finetune", "= demo_video2world"),
         ("demo_video2world", "a small one"),
     ]
 
 
-def test_lookup_by_name_and_alias_gives_fresh_trees():
-    experiment = registry.get_experiment("cosmos_demo_finetune")
+def test_lookup_by_name_gives_fresh_trees():
+    experiment = registry.get_experiment("demo_video2world")
     assert experiment.name == "demo_video2world"
     experiment.tree()["trainer"]["max_iter"] = 1
     assert experiment.tree()["trainer"]["max_iter"] == 1000
@@ -39,9 +38,6 @@ def test_unknown_names_show_the_nearest():
         registry.get_experiment("demo_vide2world")
     with pytest.raises(ConfigError, match=r"unknown experiment 'demo': did you mean .*'demo_video2world'"):
         registry.get_experiment("demo")
-    registry.register_alias("old", "gone")
-    with pytest.raises(ConfigError, match=r"unknown experiment 'old' \(alias of 'gone'\)"):
-        registry.get_experiment("old")
     with pytest.raises(ConfigError, match=r"unknown choice optimizer=adamv: did you mean 'adamw'"):
         registry.apply_choice({"optimizer": None}, "optimizer", "adamv")
     with pytest.raises(ConfigError, match=r"unknown group 'optimiser': did you mean 'optimizer'"):
@@ -51,8 +47,6 @@ def test_unknown_names_show_the_nearest():
 def test_names_are_registered_once():
     with pytest.raises(ConfigError, match=r"experiment 'bare' is registered twice"):
         registry.register_experiment("bare", {})
-    with pytest.raises(ConfigError, match=r"experiment 'bare' is registered twice"):
-        registry.register_alias("bare", "demo_video2world")
     with pytest.raises(ConfigError, match=r"optimizer=sgd is registered twice"):
         registry.register_choice("optimizer", "sgd", {})
     with pytest.raises(ConfigError, match=r"already acts on 'optimizer', not 'optim'"):

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from cosmos_predict.curate.media import small_frames
 from cosmos_predict.curate.spans import scenes
 from cosmos_predict.curate.stages import settle
-from cosmos_predict.curate.transnet import TransNetV2, load_transnet, transition_probabilities
+from cosmos_predict.curate.transnet import DILATIONS, TransNetV2, load_transnet, transition_probabilities
 from cosmos_predict.data.video_reader import write_video
 from cosmos_predict.errors import CheckpointError, ConfigError
 from tests.curate.footage import FPS, film, make_set
@@ -59,6 +59,22 @@ def test_both_kinds_of_file_and_a_strict_load(weights: Path, tmp_path: Path) -> 
         CheckpointError, match=r"wrong\.pth: not the weights of TransNetV2\nmissing from the file: 1\n  fc1\.bias"
     ):
         load_transnet(tmp_path / "wrong.pth")
+
+
+def test_convolutions_in_the_plane_are_those_of_the_modules(weights: Path) -> None:
+    """However the tensors lie in memory, and for several clips at once."""
+    network = load_transnet(weights)
+    x = torch.randn(2, 3, 11, 13, 22, generator=torch.Generator().manual_seed(2))
+    for level in network.SDDCNN:
+        start, outputs = x, list[torch.Tensor]()
+        for block in level.get_submodule("DDCNN").children():
+            sides = [block.get_submodule(f"Conv3D_{n}.layers")(x) for n in DILATIONS]
+            outputs.append(block.get_submodule("bn")(torch.cat(sides, dim=1)).relu())
+            for memory_format in (torch.contiguous_format, torch.channels_last_3d):
+                torch.testing.assert_close(block(x.contiguous(memory_format=memory_format)), outputs[-1])
+            x = outputs[-1]
+        x = torch.nn.functional.avg_pool3d(outputs[0] + outputs[1], (1, 2, 2))
+        torch.testing.assert_close(level(start), x)
 
 
 @pytest.mark.parametrize("count", [1, 49, 50, 51, 75, 100, 137])

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from cosmos_predict.conditions.view import ViewControl
 from cosmos_predict.errors import ConfigError
 from cosmos_predict.networks.config import DiTConfig
 
@@ -15,6 +16,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no heads": ({"num_heads": 0}, "not divisible by num_heads=0"),
     "odd head": ({"model_channels": 60, "num_heads": 4}, "the head size 15 .* must be even and at least 12"),
     "small head": ({"model_channels": 64, "num_heads": 8}, "the head size 8 .* must be even and at least 12"),
+    "smallest head": ({"model_channels": 8, "num_heads": 4}, "the head size 2 .* must be even and at least 12"),
+    "view without its channel": (
+        {"controls": (ViewControl(num_views=3, dim=5),)},
+        r"ViewControl feeds the input channel 'view', which is not among input_channels \['latent', 'cond_mask', 'padding'\]",
+    ),
     "no latent": ({"input_channels": (("padding", 1),)}, r"must start with 'latent' .* got \['padding'\]"),
     "latent later": ({"input_channels": (("padding", 1), ("latent", 16))}, "must start with 'latent'"),
     "twice": ({"input_channels": (("latent", 16), ("view", 1), ("view", 2))}, "name every channel once"),

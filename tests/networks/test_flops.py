@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cosmos_predict.models.published import PUBLISHED, published_config
 from cosmos_predict.networks.dit import DiT, build_dit
 from cosmos_predict.networks.flops import count_tokens, forward_flops, training_flops
+from cosmos_predict.networks.sparse_attention import SparseAttention, keys_per_query, published_layers
 from tests.networks.variants import TEXT, VARIANTS, build_variant
 
 # Billions, from the published model tables.
@@ -100,9 +101,8 @@ def test_forward_operations(name: str) -> None:
     inputs = variant.inputs(batch=1)
     frames, height, width = inputs["x"].shape[2:]
     inputs["timesteps"] = torch.rand(1, frames)
-    tokens = count_tokens(variant.config, (frames, height, width))
-    assert tokens == frames * height * width // 4
-    formula = forward_flops(variant.config, tokens, text_tokens=TEXT, frames=frames, views=variant.views)
+    assert count_tokens(variant.config, (frames, height, width)) == frames * height * width // 4
+    formula = forward_flops(variant.config, (frames, height, width), text_tokens=TEXT, views=variant.views)
     assert counted(build_variant(variant), **inputs) == formula
 
 
@@ -112,7 +112,7 @@ def test_a_batch_and_one_timestep() -> None:
     config = variant.config
     inputs = variant.inputs(batch=3)
     frames, height, width = inputs["x"].shape[2:]
-    formula = forward_flops(config, count_tokens(config, (frames, height, width)), text_tokens=TEXT, frames=frames)
+    formula = forward_flops(config, (frames, height, width), text_tokens=TEXT)
     assert counted(build_variant(variant), **inputs) == 3 * formula
     inputs["timesteps"] = torch.rand(3)
     saved = (frames - 1) * 2 * 4 * config.model_channels**2
@@ -126,7 +126,7 @@ def test_training_operations() -> None:
     inputs = variant.inputs(batch=1)
     frames, height, width = inputs["x"].shape[2:]
     tokens = count_tokens(config, (frames, height, width))
-    formula = training_flops(config, tokens, text_tokens=TEXT, frames=frames)
+    formula = training_flops(config, (frames, height, width), text_tokens=TEXT)
     width = config.model_channels
     no_gradient = 2 * tokens * width * config.patch_volume * config.in_channels  # patch embedding's input
     no_gradient += config.num_blocks * 4 * TEXT * config.crossattn_emb_channels * width  # keys' and values' input
@@ -134,13 +134,46 @@ def test_training_operations() -> None:
     assert counted(build_variant(variant), backward=True, **inputs) == formula - no_gradient
 
 
+@pytest.mark.parametrize("layers", ["--", "S-", "LX", "MM"])
+@pytest.mark.parametrize("shape", [(2, 44, 80), (1, 8, 12)])  # grids that stride groups fill, so no query is repeated
+def test_sparse_layers_count_the_keys_that_they_see(layers: str, shape: tuple[int, int, int]) -> None:
+    """A network's operations, counted; and as many fewer as pairs of tokens that do not see each other."""
+    variant = VARIANTS["predict2_video2world"]
+    config = variant.config.replace(num_blocks=2, max_img_h=44, max_img_w=80, sparse_attention=layers)
+    net = build_dit(config)
+    for block in net.blocks:
+        block.cross_attn.attention = visible_attention  # type: ignore[union-attr, assignment]
+        if isinstance(block.self_attn.attention, SparseAttention):  # type: ignore[union-attr]
+            block.self_attn.attention.dense = visible_attention  # type: ignore[union-attr]
+        else:
+            block.self_attn.attention = visible_attention  # type: ignore[union-attr, assignment]
+    inputs = {name: value for name, value in variant.inputs(batch=1).items() if name != "x"}
+    x, inputs["timesteps"] = torch.randn(1, 16, *shape), torch.rand(1, shape[0])
+    inputs["condition_mask"] = torch.zeros(1, 1, shape[0], 1, 1)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(x, **inputs)
+    formula = forward_flops(config, shape, text_tokens=TEXT)
+    assert counter.get_total_flops() == formula
+    grid, tokens = config.token_grid(*shape), count_tokens(config, shape)
+    unseen = tokens * sum(tokens - keys_per_query(kind, grid) for kind in layers)
+    dense = forward_flops(config.replace(sparse_attention=""), shape, text_tokens=TEXT)
+    assert dense - formula == 4 * config.model_channels * unseen
+    assert (unseen == 0) == (shape[0] == 1 or layers == "--")
+
+
 def test_published_costs_grow_as_stated() -> None:
     """720p 16:9 at 24 latent frames: 84480 tokens; attention is quadratic in them, everything else linear."""
     config = published_config("predict2_2b_video2world")
     tokens = count_tokens(config, (24, 88, 160))
     assert tokens == 84480
-    once, twice = forward_flops(config, tokens, frames=24), forward_flops(config, 2 * tokens, frames=24)
+    once, twice = forward_flops(config, (24, 88, 160)), forward_flops(config, (24, 88, 320))
     quadratic = config.num_blocks * 4 * config.model_channels * tokens**2
     assert 2 * once < twice < 4 * once
     assert 0 < (twice - 2 * once) - 2 * quadratic + once * 0.01 < 0.02 * once
-    assert training_flops(config, tokens, frames=24) == 3 * once
+    assert training_flops(config, (24, 88, 160)) == 3 * once
+    # The published -natten network: 64 to 1568 of 3520 keys of a frame in its layers.
+    sparse = config.replace(sparse_attention=published_layers(config.num_blocks))
+    seen = {"D": 64, "M": 192, "S": 288, "L": 800, "X": 1568}
+    pairs = tokens * 24 * sum(seen[kind] for kind in sparse.sparse_attention)
+    saved = 4 * config.model_channels * (config.num_blocks * tokens**2 - pairs)
+    assert forward_flops(sparse, (24, 88, 160)) == once - saved

@@ -13,7 +13,14 @@ from cosmos_predict.models.published import published_config
 from cosmos_predict.networks import sparse_attention
 from cosmos_predict.networks.attention import sdpa
 from cosmos_predict.networks.dit import build_dit
-from cosmos_predict.networks.sparse_attention import KINDS, PUBLISHED, SparseAttention, axis_windows, fitted
+from cosmos_predict.networks.sparse_attention import (
+    KINDS,
+    PUBLISHED,
+    SparseAttention,
+    axis_windows,
+    fitted,
+    keys_per_query,
+)
 from cosmos_predict.parallel.activation import apply_activation_checkpointing, compile_blocks
 from tests.networks.variants import VARIANTS
 
@@ -88,6 +95,8 @@ def test_published_layers_on_smaller_grids(kind: str, size: tuple[int, int]) -> 
     q, k, v = torch.randn(3, 1, 2 * size[0] * size[1], 1, 8)
     sizes = tuple(fitted(n, base, *each) for n, base, each in zip(size, (44, 80), KINDS[kind], strict=True))
     torch.testing.assert_close(attend(kind, (2, *size), q, k, v), masked(q, k, v, (2, *size), sizes), rtol=0, atol=2e-6)
+    seen = [sum(sees(0, key, n, *each) for key in range(n)) for n, each in zip(size, sizes, strict=True)]
+    assert keys_per_query(kind, (2, *size)) == 2 * seen[0] * seen[1]
 
 
 def test_published_layers_at_720p() -> None:

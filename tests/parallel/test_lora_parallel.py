@@ -13,7 +13,7 @@ from cosmos_predict.checkpoint.lora_runs import file_hash
 from cosmos_predict.checkpoint.run_folder import RunFolder
 from cosmos_predict.io.tensors import load_tensors
 from tests.parallel.ranks import REPOSITORY
-from tests.parallel.test_training_parallel import CONTEXT, FRAMES, SHARD, losses, relative_distance, state, train
+from tests.parallel.training_runs import CONTEXT, FRAMES, SHARD, losses, relative_distance, state, train
 from tests.training.tiny_run import run
 
 STEPS = 10

@@ -10,7 +10,7 @@ import torch
 
 from cosmos_predict.parallel.same_batch import KEPT_VALUES, fingerprint
 from tests.parallel.ranks import REPOSITORY, run_ranks
-from tests.parallel.test_training_parallel import BASE, CONTEXT, FRAMES, SHARD, folder_of
+from tests.parallel.training_runs import BASE, CONTEXT, FRAMES, SHARD, folder_of
 
 DAMAGED = "lift_003.mp4"
 

@@ -37,7 +37,7 @@ from cosmos_predict.training.trainer import Trainer
 from tests.parallel import test_lora_parallel as lora
 from tests.parallel.cp_network import SMALL
 from tests.parallel.ranks import REPOSITORY, check, run_ranks
-from tests.parallel.test_training_parallel import (
+from tests.parallel.training_runs import (
     BASE,
     CONTEXT,
     FRAMES,

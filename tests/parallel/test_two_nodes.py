@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.parallel.ranks import REPOSITORY
-from tests.parallel.test_training_parallel import BASE, assert_identical, folder_of, train
+from tests.parallel.training_runs import BASE, assert_identical, folder_of, train
 
 STEPS = 80
 ENDS_WITHIN = 60.0  # seconds, on a busy machine; alone it takes two

@@ -30,6 +30,7 @@ def test_published_keys(tmp_path: Path) -> None:
         ('{"prompt": "a"}', "line 1: expected a list of objects"),
         ('[{"prompt": "a"},\n "b"]', 'line 2: item 1 is no object\n  "b"]'),
         ('[{"prompt": "a",\n  "output_vido": "x"}]', "line 2: unknown key 'output_vido'; did you mean output_video"),
+        (r'[{"prompt": "a"}, {"vid\u00e9o": "x"}]', "line 1: unknown key 'vidéo'; did you mean"),
         ('[{"prompt": "a"},\n\n {"output_video": "x.mp4"}]', "line 3: item 1: prompt is None, expected str"),
         ('[{"prompt": ""}]', "line 1: item 0: prompt is '', expected str"),
         ('[{"prompt": "a", "seed": "1"}]', "item 0: seed is '1', expected int"),

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 CLIP = "assets/robot_arm/videos/lift_000.mp4"
 SMALL = {  # what a script is called with; seconds are those of imports, above all
-    "bench_curate": "--size 64x48 --stride 20 --pairs 1 --workers 1 --executors threads --many",
+    "bench_curate": "--size 64x48 --stride 20 --pairs 1 --workers 1 --executors threads --many --shots 2",
     "bench_data": f"--clips {CLIP} --num_frames 5 --video_size 32 48 --samples 2 --pairs 1 --backends pyav",
     "bench_dit": "--width 64 --blocks 1 --heads 2 --latent 2 4 4 --repeats 1 --threads 1 --passes forward",
     "bench_generate": "--width 64 --blocks 1 --steps 2 --repeats 1 --threads 1",

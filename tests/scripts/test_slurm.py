@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cosmos_predict.checkpoint.run_folder import RunFolder
-from tests.parallel.test_training_parallel import BASE, assert_identical, folder_of, train
+from tests.parallel.training_runs import BASE, assert_identical, folder_of, train
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ["scripts/slurm/train.sbatch", "scripts/slurm/train_enroot.sbatch"]

@@ -109,6 +109,8 @@ def test_more_frames_than_statistics() -> None:
 def test_arguments_that_do_not_fit() -> None:
     with pytest.raises(ConfigError, match="patch_method='rearrange'"):
         build(patch_method="rearrange")
+    with pytest.raises(ConfigError, match="legacy_mode=True: only False is supported"):
+        build(legacy_mode=True)
     with pytest.raises(ConfigError, match="num_groups=2"):
         build(num_groups=2)
     with pytest.raises(ConfigError, match="compression 12 with patch_size 4"):

@@ -62,6 +62,15 @@ def test_streaming_decode(vae: WanVAE, sizes: list[int]) -> None:
     close(torch.cat(pieces, 2), vae.decode(latent))
 
 
+def test_a_stream_takes_what_encode_takes(vae: WanVAE) -> None:
+    """Pixels as bytes are scaled, and a size that does not fit is refused, instead of latents of something else."""
+    video = torch.randint(0, 256, (1, 3, 9, 16, 16), dtype=torch.uint8)
+    stream = WanStream()
+    close(torch.cat([vae.encode_chunk(piece, stream) for piece in video.split([5, 4], dim=2)], 2), vae.encode(video))
+    with pytest.raises(ValueError, match=r"video H = 20: expected a multiple of 8, such as 16 or 24"):
+        vae.encode_chunk(torch.zeros(1, 3, 5, 20, 16), WanStream())
+
+
 def test_a_copied_stream_forks(vae: WanVAE) -> None:
     video, other = clip(9), clip(17)[:, :, 5:9]
     stream = WanStream()

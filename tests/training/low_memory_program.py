@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from cosmos_predict.checkpoint.run_folder import RunFolder
-from cosmos_predict.checkpoint.run_state import SavedState, load_optimizer_state, optimizer_state, save_run_state
+from cosmos_predict.checkpoint.run_state import (
+    SavedState,
+    _read_like,
+    load_optimizer_state,
+    optimizer_state,
+    save_run_state,
+)
 from cosmos_predict.parallel.distributed import distributed_program
 from cosmos_predict.parallel.mesh import Mesh, make_mesh, mesh_sizes
 from cosmos_predict.parallel.shards import own, part_of
@@ -82,8 +88,20 @@ def main(root: str) -> None:
                             own(parameter).copy_(weights[key][part_of(parameter) or ()])
                     with SavedState(RunFolder(f"{root}/{source}"), 1, mesh) as saved:
                         load_optimizer_state(optimizer, net, saved)
+                        holds_its_rows(saved, net)
                     train(net, optimizer, dtype, 3, 5)
                     same(whole(net.state_dict()), expected, f"{source} resumed, sharded {sharded}, {what}")
+
+
+def holds_its_rows(saved: SavedState, net: nn.Module) -> None:
+    """What a resume keeps of a state tensor, scales of blocks too, is this rank's part of its rows."""
+    parameters = dict(net.named_parameters())
+    for key in saved.names("optimizer"):
+        held, mine = (
+            own(_read_like(saved, key, parameters[key.partition(".")[2]])),
+            own(parameters[key.partition(".")[2]]),
+        )
+        assert held.ndim == 0 or held.shape[0] == mine.shape[0], (key, held.shape, mine.shape)
 
 
 def save(root: str, tensors: dict[str, Tensor], groups: list[dict[str, Any]], mesh: Mesh) -> None:

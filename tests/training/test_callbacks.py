@@ -81,7 +81,7 @@ def test_rates_count_every_micro_batch_with_its_own_shape(resumed: Trainer) -> N
     values = line._measure(resumed)
     assert values["tokens_per_s"] == (2 * 24 + 3 * 4) / 2.0 and values["samples_per_s"] == 2.5
     net = resumed.model.net.config
-    flops = 2 * training_flops(net, 24, frames=2, views=1) + 3 * training_flops(net, 4, frames=1, views=1)
+    flops = 2 * training_flops(net, (2, 6, 8)) + 3 * training_flops(net, (1, 4, 4))
     assert values["tflops"] == pytest.approx(flops / 2.0 / 1e12)
 
 

@@ -143,6 +143,27 @@ def test_unknown_part_is_named() -> None:
         compose([*BASE, "checkpoint.keys_not_to_resume=[optimizer]"], report=[]).validate()
 
 
+@pytest.mark.parametrize("options", [[], ["optimizer=adamw", "model.dtype=bfloat16"]])
+def test_an_average_that_begins_later_starts_from_the_resumed_weights(tmp_path: Path, options: list[str]) -> None:
+    """Switched on for a run that kept none: no other network, and moments go on."""
+    first = run(tmp_path, *options, "trainer.max_iter=2", "model.config.pipe_config.ema.enabled=false")
+    lines = messages()
+    trainer = run(tmp_path, *options, "trainer.max_iter=3", "optimizer.lr=1e-12")
+    assert [line for line in lines if "kept no EMA: it begins with the weights of now" in line]
+    state, before = state_of(trainer), state_of(first)
+    kept = f"optimizer:master.net.{OUT}" if options else f"weights:net.{OUT}"
+    torch.testing.assert_close(state[f"ema:net.{OUT}"], before[kept], rtol=0, atol=1e-9)
+    assert state[f"optimizer:step.net.{OUT}"] == 3
+
+
+def test_8bit_moments_are_refused_by_an_optimizer_that_cannot_read_them(tmp_path: Path) -> None:
+    run(tmp_path, "trainer.max_iter=1", "optimizer=adamw8bit")
+    with pytest.raises(
+        CheckpointError, match=r"exp_avg_codes(.|\n)*keep that optimizer, or(.|\n)*keys_not_to_resume=\[optim\]"
+    ):
+        run(tmp_path, "trainer.max_iter=2", "optimizer=adamw")
+
+
 # ---- starting from another run ---------------------------------------------------------------------------------------
 
 
@@ -157,6 +178,18 @@ def test_training_state_of_another_run(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, same[name]) for name, tensor in whole.items())
     place = run(tmp_path / "place", "trainer.max_iter=1", path, "checkpoint.only_load_scheduler_state=true")
     assert place.progress.iteration == 1 and place.scheduler.last_epoch == 3
+
+
+def test_training_state_of_another_lora_run(tmp_path: Path) -> None:
+    """Such a run holds no base: that is `dit_path`'s, or here the seed's."""
+    lora = ["model.config.train_architecture=lora"]
+    first = run(tmp_path / "first", *lora, "trainer.max_iter=2")
+    path = [f"checkpoint.load_path={first.folder.root}", "checkpoint.load_training_state=true"]
+    other = run(tmp_path / "other", *lora, "trainer.max_iter=3", "optimizer.lr=1e-12", *path)
+    assert other.progress.iteration == 3
+    kept, found = weights(first), weights(other)
+    for name, tensor in kept.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-9)
 
 
 def test_what_holds_no_training_state_is_named(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from cosmos_predict.errors import CheckpointError, ConfigError
 from cosmos_predict.io.tensors import load_tensors
 from cosmos_predict.training.trainer import Trainer
 from tests.parallel.ranks import check, run_ranks
-from tests.parallel.test_training_parallel import launch, rank_process, wait_for
+from tests.parallel.training_runs import launch, rank_process, wait_for
 from tests.training.tiny_run import BASE, run
 
 
@@ -123,7 +123,7 @@ def test_a_killed_export_is_made_again(tmp_path: Path) -> None:
     files[1].unlink()
     assert published_file(folder.root) == files[0]
     files[0].unlink()
-    with pytest.raises(CheckpointError, match=r"iteration 2 has no published file yet .*: start that run again"):
+    with pytest.raises(CheckpointError, match=r"2 has no published file yet .iter_000000002.pt.: start that run again"):
         published_file(folder.root)
     run(tmp_path, "trainer.max_iter=2")
     content = files[1].read_bytes()

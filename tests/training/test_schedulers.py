@@ -1,4 +1,4 @@
-"""Schedules at the points that matter: warm-up, cycle ends, past the last cycle, NeMo's annealing, and resume."""
+"""Schedules at the points that matter: warm-up, cycle ends, past the last cycle, other published kinds, and resume."""
 
 from __future__ import annotations
 
@@ -14,10 +14,6 @@ from cosmos_predict.training.schedulers import (
     ConstantScheduler,
     LambdaLinearScheduler,
     LambdaWarmUpCosineScheduler,
-    NemoLinearAnnealing,
-    NemoWarmupHold,
-    WarmupCosineLR,
-    WarmupLambdaLR,
     lr_scheduler,
 )
 
@@ -60,20 +56,28 @@ def test_bad_cycles_are_refused() -> None:
         LambdaLinearScheduler(**{**TWO_CYCLES, "cycle_lengths": [40, 0]})
 
 
-def test_warm_up_schedules() -> None:
+def one_cycle(warm_up: int, length: int, f_start: float, f_min: float) -> dict[str, list[float]]:
+    cycle = {"warm_up_steps": warm_up, "cycle_lengths": length, "f_start": f_start, "f_max": 1.0, "f_min": f_min}
+    return {name: [value] for name, value in cycle.items()}
+
+
+def test_schedules_of_predict1_are_single_cycles() -> None:
     assert ConstantScheduler()(12345) == 1.0
-    assert [WarmupLambdaLR(4)(n) for n in (0, 2, 3, 9)] == [0.25, 0.75, 1.0, 1.0]
-    cosine = WarmupCosineLR(warmup_iters=10, lr_decay_iters=110, min_lr=1e-5, lr=1e-4)
+    warmup_lambda = LambdaLinearScheduler(**one_cycle(3, 10**13, 1 / 4, 1.0))  # (n + 1) / 4 up to 1
+    assert [warmup_lambda(n) for n in (0, 2, 3, 9)] == [0.25, 0.75, 1.0, 1.0]
+    cosine = LambdaWarmUpCosineScheduler(**one_cycle(10, 110, 0.0, 1e-5 / 1e-4))
     assert [cosine(0), cosine(5), cosine(10)] == [0.0, 0.5, 1.0]
-    assert cosine(60) == pytest.approx(0.55) and cosine(110) == cosine(500) == pytest.approx(0.1)
+    assert cosine(60) == pytest.approx(0.55) and cosine(110) == pytest.approx(0.1) and cosine(500) == 1e-5 / 1e-4
 
 
-def test_nemo_annealing() -> None:
-    lr, f = 1e-6, NemoLinearAnnealing(warmup_steps=2600, max_steps=10000, min_lr=4e-10, lr=1e-6)
-    assert lr * f(0) == pytest.approx(1e-6 / 2601) and f(2600) == 1.0
+def test_schedules_of_nemo_are_single_cycles() -> None:
+    lr, f = 1e-6, LambdaLinearScheduler(**one_cycle(2600, 10000, 1 / 2601, 4e-10 / 1e-6))
+    for n in (0, 1, 1299, 2599, 2600):
+        assert f(n) == pytest.approx((n + 1) / 2601)
     assert lr * f(6300) == pytest.approx(4e-10 + 0.5 * (1e-6 - 4e-10))
     assert lr * f(10000) == pytest.approx(4e-10) and lr * f(10001) == pytest.approx(4e-10)
-    assert [NemoWarmupHold(1000)(n) for n in (0, 1000, 5000)] == [1 / 1001, 1.0, 1.0]
+    hold = LambdaLinearScheduler(**one_cycle(1000, 10**13, 1 / 1001, 1.0))
+    assert [hold(n) for n in (0, 1000, 5000)] == [1 / 1001, 1.0, 1.0]
 
 
 def test_schedules_come_from_config() -> None:
