@@ -14,7 +14,7 @@ from cosmos_predict.cli.program import positive_int, run_program
 from cosmos_predict.curate.storage import DATASET, Store
 from cosmos_predict.errors import ConfigError, DataError
 
-SHOWN = 5  # videos without a clip
+SHOWN, PAIRS = 5, 20  # videos without a clip; clips that repeat others
 LIMITS = dict.fromkeys(("resolution_too_small", "no_motion_frames"), "--motion-filter score-only")
 LIMITS |= {"motion": "--motion-global-mean-threshold and --motion-per-patch-min-256-threshold"}
 LIMITS |= {"aesthetic": "--aesthetic-threshold", "qwen_semantic": "--vlm-filter-rejection-threshold"}
@@ -60,9 +60,7 @@ def build_parser(everything: bool = False) -> argparse.ArgumentParser:
     for name, group in options.items():
         _add_options(sub.add_argument_group(name), group)
 
-    def add_command(
-        name: str, body: Callable[[argparse.Namespace], int], about: str, *names: str
-    ) -> argparse.ArgumentParser:
+    def add_command(name: str, body: Callable[..., int], about: str, *names: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         sub.set_defaults(command=body)
         sub.add_argument("output", help="folder, or s3://BUCKET/KEY, that split has filled")
@@ -71,28 +69,21 @@ def build_parser(everything: bool = False) -> argparse.ArgumentParser:
         return sub
 
     work = ("workers", "work-dir")
-    sub = add_command(
-        "filter",
-        refilter,
-        "apply other limits to the recorded scores; no stage looks at a video or clip again, no clip moves",
-        *work,
-    )
+    about = "apply other limits to the recorded scores; no stage looks at a video or clip again, no clip moves"
+    sub = add_command("filter", refilter, about, *work)
     _add_options(sub, {**options["filters"], **options["stages"]}, given_only=True)
     sub = add_command("caption", caption, "caption the kept clips that have no caption", *work, "model-weights-path")
     sub.add_argument("--all", action="store_true", help="caption all of them again")
-    _add_options(
-        sub,
-        {name: value for name, value in options["run"].items() if name.startswith(("openai-", "api-", "input-s3-"))},
-    )
+    kinds = ("openai-", "api-", "input-s3-")
+    _add_options(sub, {name: row for name, row in options["run"].items() if name.startswith(kinds)})
     _add_options(sub, {**options["captions"], **options["models"], **options["writing"]}, given_only=True)
     about = "embed the captions of the dataset; edited ones are made again"
     sub = add_command("embed", embed, about, "model-weights-path")
     add_encoder_arguments(sub)
     sub = add_command("dedup", dedup, "reject clips that repeat another one", *work)
-    text = "how alike clips are, 0..1, from which one is rejected (default: 0.95)"
-    sub.add_argument("--similarity", type=float, default=0.95, help=text)
-    text = "folder of UUID.npy, as of CLIP, to compare in place of frames"
-    sub.add_argument("--embeddings", type=Path, help=text)
+    sub.add_argument("--similarity", type=float, default=0.95, help="how alike, 0..1, is a repeat (default: 0.95)")
+    sub.add_argument("--embeddings", type=Path, help="folder of UUID.npy, as of CLIP, to compare in place of frames")
+    sub.add_argument("--dry-run", action="store_true", help="list what repeats what, and change nothing")
     sub = add_command("shard", shard, "pack the kept clips into tar files, by resolution, shape and duration")
     sub.add_argument("--output-dataset-path", required=True, help="empty folder, or s3://BUCKET/KEY")
     sub.add_argument("--target-tar-size-mb", type=positive_int, default=500, help="of videos in a tar (default: 500)")
@@ -106,9 +97,8 @@ def build_parser(everything: bool = False) -> argparse.ArgumentParser:
     sub.add_argument("--num-frames", type=positive_int, help="frames of a sample (default: as split had, else 93)")
     for sub in commands.choices.values():  # after the command, too
         sub.add_argument("--help-all", action="help", help="show this, with the advanced options, and exit")
-        sub.add_argument(
-            "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="as before the command"
-        )
+        hidden = argparse.SUPPRESS
+        sub.add_argument("-v", "--verbose", action="store_true", default=hidden, help="as before the command")
     return parser
 
 
@@ -141,14 +131,22 @@ def _given(args: argparse.Namespace, *groups: str) -> dict[str, Any]:
 def split(args: argparse.Namespace) -> int:
     """Run `split`; 1 where something failed or nothing was kept, else 0."""
     from cosmos_predict.curate import split as curation
+    from cosmos_predict.curate.changes import idle_limits
 
     options = {name: value for group in read_options() for name, value in _values(args, group).items()}
+    for line, score, enable in idle_limits(options):
+        print(f"{line}; {enable} decides by {score}", file=sys.stderr)
     summary = curation.split(args.input_video_path, args.output_clip_path, options, _values(args, "run"))
     if args.dry_run:
         return 0
     output = Store(args.output_clip_path, args.output_s3_profile_name)
     after = "then" if summary["uncaptioned"] else "next"
     status, encoder = _tell(summary, output), args.text_encoder
+    if (parts := args.shard.partition("/")[2]) != "1":  # whose captions are not all there, in an index of one file
+        asked = f" --text_encoder {encoder}" if encoder in ("t5", "tiny") else ""
+        merge = f"python scripts/curate.py report {output.root}; python scripts/curate.py embed {output.root}{asked}"
+        print(f"once all {parts} shards are through: {merge}")
+        return status
     weights = ["--model-weights-path", args.model_weights_path] if _t5(args.model_weights_path) else []
     if encoder == "auto":
         encoder = "t5" if weights else "none"
@@ -173,7 +171,8 @@ def _t5(weights: str) -> str:
 
 def _tell(summary: dict[str, Any], output: Store) -> int:
     """Print totals and errors; return 1 where something failed or nothing was kept, else 0."""
-    errors, empty, bare, uncaptioned = (summary.pop(name) for name in ("errors", "empty", "bare", "uncaptioned"))
+    names = ("errors", "empty", "bare", "uncaptioned", "unscored")
+    errors, empty, bare, uncaptioned, unscored = (summary.pop(name) for name in names)
     for name, value in summary.items():
         print(f"{name:32} {f'{value:.1f}' if isinstance(value, float) else value}")
     for where, message in errors.items():
@@ -185,6 +184,9 @@ def _tell(summary: dict[str, Any], output: Store) -> int:
             advice = f"; see {LIMITS[reason]}" if reason in LIMITS else ""
             print(f"rejected: {count} clips: {reason}{advice}", file=sys.stderr)
         print("nothing is kept", file=sys.stderr)
+    for name, count in unscored.items():  # the limit of what is missing rejects nothing
+        advice = "its limit lets them pass; curate.py split ... --redo all scores them again"
+        print(f"{count} of {summary['num_clips_passed']} kept clips have no {name}, or NaN: {advice}", file=sys.stderr)
     print(f"{'report':32} {output.uri('report.html')}")
     if uncaptioned:
         print(f"{uncaptioned} clips have no caption; next: python scripts/curate.py caption {output.root}")
@@ -242,7 +244,19 @@ def dedup(args: argparse.Namespace) -> int:
     """Run `dedup`; 1 where nothing is kept, else 0."""
     from cosmos_predict.curate.dedup import dedup as reject_repeats
 
-    return _tell(reject_repeats(_store(args), _values(args, "run"), args.similarity, args.embeddings), _store(args))
+    run = _values(args, "run")
+    summary, pairs = reject_repeats(_store(args), run, args.similarity, args.embeddings, args.dry_run)
+    _tell_pairs(pairs)
+    return 0 if args.dry_run else _tell(summary, _store(args))
+
+
+def _tell_pairs(pairs: Sequence[tuple[float, str, str]]) -> None:
+    """Print clips that repeat another one, the least alike first: where the limit is drawn."""
+    print(f"{len(pairs)} clips repeat another one{'; similarity, rejected, kept:' if pairs else ''}")
+    for alike, clip, other in pairs[:PAIRS]:
+        print(f"{alike:10.4f}  {clip}  {other}")
+    if len(pairs) > PAIRS:
+        print(f"and {len(pairs) - PAIRS} more, which are more alike; the report lists them, unless this was --dry-run")
 
 
 def shard(args: argparse.Namespace) -> int:

@@ -169,11 +169,26 @@ def read_jobs(args: argparse.Namespace) -> list[argparse.Namespace]:
     elif not args.prompt and not args.subject_name and args.command != "video2world":
         raise ConfigError("--prompt is empty: say what to make")
     jobs = [argparse.Namespace(**{**vars(args), **item}) for item in items]
-    for job in jobs:
-        job.save_path = requests.output_path(job.save_path, suffixes)
-        if args.command == "video2world":
-            video2world.check_input(job.input_path, job.num_conditional_frames)
+    for number, job in enumerate(jobs):
+        try:
+            job.save_path = requests.output_path(job.save_path, suffixes)
+            check_output(job)
+            if args.command == "video2world":
+                video2world.check_input(job.input_path, job.num_conditional_frames)
+        except (ConfigError, DataError, FileNotFoundError) as error:
+            if not args.batch_input_json:
+                raise
+            raise type(error)(f"{args.batch_input_json}: item {number}: {error}") from error
     return jobs
+
+
+def check_output(job: argparse.Namespace) -> None:
+    """Raise ConfigError where the output, or the settings beside it, would replace what the clip is made from."""
+    written = {path.resolve() for path in (job.save_path, requests.sidecar_path(job.save_path))}
+    for name in ("input_path", "batch_input_json", "prompt", "negative_prompt"):
+        given = vars(job).get(name) or ""
+        if len(given) < 4096 and Path(given).resolve() in written:  # a prompt may be a long text
+            raise ConfigError(f"--save_path {job.save_path} would replace {given}, --{name}: give another")
 
 
 def clips_of(job: argparse.Namespace, checkpoints: list[Checkpoint], processes: Processes) -> list[Clip]:

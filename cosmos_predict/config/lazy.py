@@ -111,11 +111,19 @@ def instantiate(config: Any, /, *args: Any, **keywords: Any) -> Any:
 
 
 def accepted_keywords(target: Callable[..., Any]) -> set[str] | None:
-    """The keywords that `target` takes; None where it takes any (`**kwargs`) or has no signature."""
+    """The keywords that `target` takes; None where it takes any (`**kwargs`) or has no signature.
+
+    A class of this package that takes any is understood to pass them on to its base class.
+    """
     parameters = _parameters(target)
-    if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    if parameters is None:
         return None
-    return {name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    named = {name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return named
+    base = target.__base__ if isinstance(target, type) and target.__module__.startswith("cosmos_predict.") else None
+    further = accepted_keywords(base) if base not in (None, object) else None
+    return None if further is None else named | further
 
 
 def check_keywords(target: Callable[..., Any], keywords: Mapping[str, Any], place: str = "") -> None:

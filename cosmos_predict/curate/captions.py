@@ -39,14 +39,10 @@ def sidecar(clip: Clip, window: Window) -> str:
     overlaps = [min(end, row.get("end", end)) - max(start, row.get("start", start)) for _, row in found]
     if not found or max(overlaps) <= 0:
         files = " and ".join(dict.fromkeys(file.name for file, _ in found))
-        expected = (
-            f"{path.stem}.txt or .json beside it, or its line in captions.jsonl or captions.csv there or further up"
-        )
-        raise DataError(
-            f"no caption of {clip.video.relative}, {start:.1f}..{end:.1f} s: "
-            + (f"{files} has no entry for these seconds" if found else f"expected {expected}")
-            + "; or choose --captioning-algorithm template"
-        )
+        place = f"{path.stem}.txt or .json beside it, or its line in captions.jsonl or captions.csv there or further up"
+        why = f"{files} has no entry for these seconds" if found else f"expected {place}"
+        of = f"no caption of {clip.video.relative}, {start:.1f}..{end:.1f} s"
+        raise DataError(f"{of}: {why}; or choose --captioning-algorithm template")
     return found[overlaps.index(max(overlaps))][1]["caption"]
 
 

@@ -20,7 +20,7 @@ SCORES = {
     "motion": "motion_score",
     "aesthetic": "aesthetic_score",
     "vlm": "filtered_windows",
-}  # of options' first words
+}  # by options' first words
 SHOWN = 5  # videos
 
 
@@ -47,6 +47,21 @@ def captioned_clips(record: Mapping[str, Any]) -> set[str]:
     """Return the clips of a video that have captions in the dataset."""
     texts = (Path(place).stem for place in record["outputs"] if place.startswith(f"{DATASET}/metas/"))
     return {stem.partition("_")[0] for stem in texts}
+
+
+def idle_limits(options: Mapping[str, Any], given: Iterable[str] | None = None) -> list[tuple[str, str, str]]:
+    """Return ("--LIMIT VALUE rejects nothing: --FILTER is MODE", score, "--FILTER enable") of those given that are so.
+
+    given: names of options; None: of those that are not the default.
+    """
+    filters, found = groups()["filters"], list[tuple[str, str, str]]()
+    given = [key for key, default in filters.items() if options[key] != default] if given is None else given
+    for key in (key for key in given if key in filters and not key.endswith("_filter")):
+        kind = key.partition("_")[0]
+        if (mode := options[f"{kind}_filter"]) != "enable":
+            line = f"{_flag(key)} {options[key]} rejects nothing: --{kind}-filter is {mode}"
+            found.append((line, SCORES[kind], f"--{kind}-filter enable"))
+    return found
 
 
 class Changes:
@@ -80,6 +95,12 @@ class Changes:
             self.recorded = record["options"]
         return bool(changed)
 
+    def limits_alone(self, record: Mapping[str, Any], changed: Iterable[str]) -> bool:
+        """Return whether `filter` could apply all differences, if there are any, to what there is of a video."""
+        ours = {key for key in changed if key == "stage" or self.groups.get(key) == "filters"}
+        kept = not record["options"].get("no_upload_clips")
+        return kept and all(key in ours and self._applies(key, record) for key in changed)
+
     def _applies(self, key: str, record: Mapping[str, Any]) -> bool:
         """Return whether `filter` or `caption` can apply an option to what there is of a video, as their flags can say it."""
         old, new = record["options"].get(key), self.options.get(key)
@@ -110,11 +131,12 @@ class Changes:
         for command, what in (("filter", "limits"), ("caption", "captions and how they are written")):
             keys = [key for key in sorted(self.apply) if APPLY.get(self.groups[key], "filter") == command]
             if keys:
-                names, ways = ", ".join(map(_flag, keys)), [f"curate.py {command} {root} {_words(self.options, keys)}"]
-                ways[0] += " applies them without decoding"
+                names, ways = ", ".join(map(_flag, keys)), [f"curate.py {command} {root} {words(self.options, keys)}"]
+                as_well = command == "filter" and not self.make and len(keys) == len(self.apply)
+                ways[0] += f" applies them without decoding{', and so does --redo changed' if as_well else ''}"
                 before = {**defaults(), **self.recorded}
                 if not any(before[key] is None or before[key] is False or before[key] == [] for key in keys):
-                    ways.append(f"split with {_words(before, keys)}, as recorded, goes on")
+                    ways.append(f"split with {words(before, keys)}, as recorded, goes on")
                 yield f"{names}: {what} alone, nothing need be made again: {'; '.join(ways)}"
 
 
@@ -122,7 +144,7 @@ def _flag(key: str) -> str:
     return f"--{key.replace('_', '-')}"
 
 
-def _words(options: Mapping[str, Any], keys: Iterable[str]) -> str:
+def words(options: Mapping[str, Any], keys: Iterable[str]) -> str:
     """Return options as a command line says them."""
     rows = ((_flag(key), value) for key in keys for value in (options[key] if key == "stage" else [options[key]]))
     told = ((flag, str(value).partition(" sha256:")[0]) for flag, value in rows)  # a stage's file, but for the folder

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from loguru import logger
 from tqdm import tqdm
 
+from cosmos_predict.curate.engine import reason
 from cosmos_predict.curate.records import Records
 from cosmos_predict.curate.revise import REVISION, Deduplicate, revise
 from cosmos_predict.curate.storage import Store
 from cosmos_predict.data.video_reader import probe, read_frames
-from cosmos_predict.errors import DataError
+from cosmos_predict.errors import ConfigError, CosmosPredictError, DataError
 from cosmos_predict.io.embedding_index import EMBEDDING_SUFFIXES
 from cosmos_predict.io.embeddings import read_embedding
 
@@ -85,38 +87,59 @@ def _alike(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.minimum((rows @ others.swapaxes(1, 2)).min(axis=0), 1.0)
 
 
-def dedup(results: Store, run: Mapping[str, Any], threshold: float, embeddings: Path | None) -> dict[str, Any]:
-    """Reject kept clips that repeat an earlier one; return the new totals.
+def dedup(
+    results: Store, run: Mapping[str, Any], threshold: float, embeddings: Path | None, dry: bool = False
+) -> tuple[dict[str, Any], list[tuple[float, str, str]]]:
+    """Reject kept clips that repeat an earlier one; return the new totals, and what repeats: (similarity, clip, the one
+    that it repeats), the least alike first. dry: only the latter, and nothing changes.
 
     embeddings: a folder of `UUID.npy` (or the other forms of `io.embeddings`), an array (n, d) each, whose mean is compared
-    in place of frames.
+    in place of frames. A clip whose file cannot be read is left out of the comparison, with a warning.
 
-    Raises DataError where the folder holds no records, or an embedding is missing.
+    Raises DataError where the folder holds no records, or embeddings are missing or of no use; ConfigError for a threshold that
+    is not in 0..1.
     """
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"--similarity {threshold}: expected 0..1, as 0.95")
     records = Records(results, {}, REVISION, run["work_dir"])
+    places, lacking = dict[str, str](), list[str]()
 
     def features() -> Iterable[tuple[str, np.ndarray]]:
-        names = records.videos()
+        names, widths = records.videos(), set[int]()
         for video in tqdm(records.restored(names), total=len(names), unit="video", desc="dedup"):
-            for clip in video.clips:
-                if not clip.place or not (clip.alive or clip.rejected_by == Deduplicate.name):
-                    continue
-                if embeddings is None:
-                    target = records.work / f"{clip.uuid}.mp4"
-                    yield clip.uuid, clip_features(results.fetch(clip.place, target))
-                    target.unlink(missing_ok=True)
+            for clip in (clip for clip in video.clips if clip.alive or clip.rejected_by == Deduplicate.name):
+                places[clip.uuid] = f"{video.relative} {clip.span[0]:.1f}..{clip.span[1]:.1f} s"
+                target = records.work / f"{clip.uuid}.mp4"
+                try:
+                    if embeddings is not None:
+                        rows = _embedding(embeddings, clip.uuid, widths)
+                    else:
+                        rows = clip_features(results.fetch(clip.place or f"clips/{clip.uuid}.mp4", target))
+                except (CosmosPredictError, OSError) as error:
+                    lacking.append(f"{places[clip.uuid]}: {reason(error)}")
                 else:
-                    yield clip.uuid, _embedding(embeddings, clip.uuid)
+                    yield clip.uuid, rows
+                target.unlink(missing_ok=True)
 
     with records.lock_all():  # refused now, not after all the comparing
         pass
     found = repeats(features(), threshold)
-    return revise(results, run, {}, lambda options, records: [Deduplicate(found)])
+    if lacking:
+        told = f"{results.root}: {len(lacking)} of {len(places)} clips cannot be compared; {lacking[0]}"
+        if embeddings:
+            raise DataError(told)
+        logger.warning(f"{told}; they stay")
+    pairs = sorted((alike, places[name], places[other]) for name, (other, alike) in found.items())
+    return {} if dry else revise(results, run, {}, lambda options, records: [Deduplicate(found)]), pairs
 
 
-def _embedding(folder: Path, name: str) -> np.ndarray:
+def _embedding(folder: Path, name: str, widths: set[int]) -> np.ndarray:
+    """Return the mean embedding (1, d) of a clip, of length 1. widths: d of those before it, which it must have, too."""
     paths = [path for suffix in EMBEDDING_SUFFIXES if (path := folder / f"{name}{suffix}").is_file()]
     if not paths:
         raise DataError(f"{folder}: no embedding of clip {name}; expected {name}.npy, .safetensors or .pickle")
     mean = read_embedding(paths[0], width=None).astype(np.float32).mean(axis=0, keepdims=True)
+    widths |= set() if widths else {mean.shape[1]}
+    if mean.shape[1] not in widths:
+        raise DataError(f"{paths[0]}: expected {min(widths)} numbers, as the first has, got {mean.shape[1]}")
     return mean / max(float(np.linalg.norm(mean)), 1e-12)

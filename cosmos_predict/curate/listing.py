@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import tempfile
 import zlib
 from collections import defaultdict
 from collections.abc import Collection
@@ -108,17 +109,21 @@ def require_captions(source: Store, inputs: Inputs) -> None:
 
 
 def _strangers(source: Store, inputs: Inputs) -> list[str]:
-    """Return "TABLE: FILE" of the lines of tables on this machine that name no video; a table that is none is told of later."""
-    found, tables = list[str](), [] if source.remote else inputs.beside
-    videos = [Path(source.root, place) for place in inputs.videos]
-    for table in (Path(source.root, place) for place in tables if Path(place).name in TABLES):
-        with contextlib.suppress(DataError):
-            below = defaultdict[str, list[Path]](list)
-            for video in videos:
-                if video.is_relative_to(table.parent):
-                    below[video.stem].append(video)
-            lines = (row for row in rows(table) if not any(names(table, row, video) for video in below[row["name"]]))
-            found += [f"{table.relative_to(source.root)}: {row['file']}" for row in lines]
+    """Return "TABLE: FILE" of the lines of tables that name no video; a table that is none is told of later."""
+    found, tables = list[str](), [place for place in inputs.beside if Path(place).name in TABLES]
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch if source.remote else source.root)
+        videos = [root / place for place in inputs.videos]
+        for folder in {video.parent for video in videos} if source.remote and tables else ():  # `names` looks at these
+            folder.mkdir(parents=True, exist_ok=True)
+        of = defaultdict[str, list[Path]](list)
+        for video in videos:
+            of[video.stem].append(video)
+        for place in tables:
+            table = source.fetch(place, root / place)
+            with contextlib.suppress(DataError):
+                lines = (row for row in rows(table) if not any(names(table, row, video) for video in of[row["name"]]))
+                found += [f"{place}: {row['file']}" for row in lines]
     return found
 
 

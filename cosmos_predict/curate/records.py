@@ -5,7 +5,7 @@
     OUT/.work/in-hand/<path of the video>.json        while a process works on it; what one that was killed leaves
 
 status: "done"; "empty" (no clip found); "failed" (or none of its clips came through); "writing" (its process ended while
-files were moved: done again).
+files were moved: done again); "revising" (`filter`, `caption` or `dedup` ended so: the next one, or `split`, goes on).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ OWN_KEYS |= {"input", "options", "limits", "outputs"}  # of a record; the others
 EDITED = "edited_caption"  # key of a window's row in a clip's meta
 AT_ONCE, BATCH = 16, 512  # records that are read at a time; that are held
 CRASH = "Crash"  # type of the error of a video whose process died: it is tried in a process of its own from then on
+_NOTING = threading.RLock()
 
 
 class Records:
@@ -52,6 +53,7 @@ class Records:
         self.in_hand = Store(self.output.uri(".work/in-hand"), self.output.profile)
         self.left = set[str]()  # videos that were in hand when a process died
         self.crashed = set[str]()  # those of `todo` whose process died the last time
+        self.revisable = set[str]()  # those of `todo` of which all is there but other limits, or the end of a revision
         self.marked = dict[str, bool]()  # those in hand of this process: whether it was one alone
         self.limits: dict[str, float] = {}  # of scores, in force when a clip was judged
         self.work = Path(os.path.abspath(work or self.locks)) / f"shard-{shard.replace('/', '-')}"
@@ -63,10 +65,8 @@ class Records:
             text = self.output.read(place)
             return {} if text is None else dict(json.loads(text))
         except (ValueError, TypeError) as error:
-            where = self.output.uri(place)
-            raise CorruptFileError(
-                f"{where}: not a record ({error}); remove it, and its video is done again"
-            ) from error
+            repair = "remove it, and its video is done again"
+            raise CorruptFileError(f"{self.output.uri(place)}: not a record ({error}); {repair}") from error
 
     def videos(self) -> list[str]:
         """Return the relative paths of all videos that have a record."""
@@ -108,6 +108,7 @@ class Records:
     def _terminate(self, *_: object) -> NoReturn:
         """End the process at once, as SIGTERM does (schedulers send it), but for the notes."""
         try:
+            _NOTING.acquire(timeout=5)  # no thread writes a note behind this
             self._clear()
         finally:
             os._exit(128 + signal.SIGTERM)
@@ -144,8 +145,9 @@ class Records:
 
     def mark(self, video: Video, alone: bool = False) -> Video:
         """Note that a video is in hand, until `finish` or the end of `lock`; a process that is killed leaves the note."""
-        self.marked[video.relative] = alone
-        self.in_hand.write(f"{video.relative}.json", json.dumps({"alone": alone, "machine": memory_kills()}))
+        with _NOTING:
+            self.marked[video.relative] = alone
+            self.in_hand.write(f"{video.relative}.json", json.dumps({"alone": alone, "machine": memory_kills()}))
         return video
 
     def _unmark(self, relative: str, keep: bool = False) -> None:
@@ -181,16 +183,22 @@ class Records:
         Raises ConfigError where options or a file have changed, with the differences.
         """
         chosen, others, changes = [], Counter[str](), Changes(self.options)
+        self.revisable.clear()
         for video, (_, record) in zip(videos, self.scan([video.relative for video in videos]), strict=True):
             video.recorded = None if record else _past(record)  # names of all files of all videos would be many
             status = record.get("status", "writing")
             changed = differences(record, self.options, video) if status != "writing" else {}
             failed = status == "failed" or any(clip["error"] for clip in record.get("clips", {}).values())
             again = {"all": True, "changed": bool(changed), "failed": failed}.get(redo, False)
-            if changed and not again and changes.refuse(video.relative, record, changed):
-                continue
-            if again or status == "writing" or (status == "failed" and record["attempts"] < max_attempts):
+            if changed and not again:
+                if changes.refuse(video.relative, record, changed):
+                    continue
+                changed = {}
+            started = status in ("writing", "revising")
+            if again or started or (status == "failed" and record["attempts"] < max_attempts):
                 chosen.append(video)
+                if status in ("done", "revising") and (not again or redo == "changed"):
+                    self.revisable |= {video.relative} if changes.limits_alone(record, changed) else set()
                 self.crashed |= {video.relative} if _past(record)["crashed"] else set()
             else:
                 others["given up after repeated failures" if status == "failed" else "done before"] += 1
@@ -204,13 +212,14 @@ class Records:
         return [video for video in videos if video.relative in self.left | self.crashed]
 
     def publish(self, video: Video, made: Mapping[str, Path | str | None]) -> None:
-        """Bring a video's results to their places; what an earlier run left of it and is no longer made goes first.
+        """Bring a video's results to their places; what an earlier run left of it and is no longer made goes last, by `finish`.
 
-        made: place below the output folder: the file, its text, or None where it is there already.
+        made: place below the output folder: the file, its text, or None where it is there already. A caption that was edited
+        is in the dataset, in its clip's meta or in both, at whatever moment the process is killed: metas follow the dataset,
+        and what leaves it goes after that.
         """
-        old, video.outputs = set(self._past_of(video)["outputs"]), sorted(made)
-        self._write(video, "writing", sorted(old | set(video.outputs)))
-        self._remove(old - set(video.outputs))
+        status = "revising" if any(clip.place for clip in video.clips) else "writing"
+        self._write(video, status, sorted({*self._past_of(video)["outputs"], *made}))
 
         def bring(place: str) -> None:
             if isinstance(source := made[place], str):
@@ -218,8 +227,11 @@ class Records:
             elif source is not None:
                 self.output.put(place, source)
 
+        metas = [place for place in made if place.startswith("metas/")]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(bring, made))
+            for places in (made.keys() - metas, metas):
+                list(pool.map(bring, places))
+        video.outputs = sorted(made)
 
     def finish(self, video: Video) -> None:
         """Write the record of a video whose stages are through, and remove its scratch folder."""
@@ -272,7 +284,9 @@ class Records:
 
     def restore(self, relative: str) -> Video:
         """Return a video as its record and its clips' metas say; their files stay where they are (`Clip.place`)."""
-        video = self.outline(relative, self.read(relative))
+        video = self.outline(relative, record := self.read(relative))
+        if record["status"] == "revising":  # some are still to come, some have gone
+            video.outputs = [place for place in video.outputs if self.output.has(place)]
         for clip in video.clips:
             if text := self.output.read(f"metas/v0/{clip.uuid}.json"):
                 try:
@@ -315,7 +329,6 @@ def memory_kills() -> list[str]:
     found = ["", ""]
     with contextlib.suppress(OSError):
         found[0] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        found[1] = "".join(
-            line for line in Path("/proc/vmstat").read_text().splitlines() if line.startswith("oom_kill")
-        )
+        lines = Path("/proc/vmstat").read_text().splitlines()
+        found[1] = "".join(line for line in lines if line.startswith("oom_kill"))
     return found

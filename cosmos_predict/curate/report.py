@@ -44,6 +44,7 @@ def write_report(records: Records) -> None:
     seen = defaultdict[str, Counter[str]](Counter)  # by reason, "" of what is kept: how many clips show which fault
     problems, counts, source, options = list[tuple[str, str]](), Counter[str](), "", dict[str, Any]()
     partly = list[tuple[str, str]]()  # videos of which parts are in no clip
+    places, pairs = dict[str, str](), defaultdict[str, list[tuple[str, str]]](list)  # by reason: what repeats what
     for relative, record in records.scan():
         options, limits = record["options"], {**limits, **record.get("limits", {})}
         source = record["video"].removesuffix(relative)
@@ -62,6 +63,11 @@ def write_report(records: Records) -> None:
                 continue
             (rejected[clip["rejected"]] if clip["rejected"] else kept).append((relative, name))
             seen[clip["rejected"]].update(faults(clip["scores"]))
+            start = clip["frames"][0] / record.get("framerate", 1)
+            places[name] = f"{relative} {start:.1f}..{start + clip['duration']:.1f} s"
+            if other := clip["scores"].get("duplicate_of"):
+                alike = f"{clip['scores']['duplicate_similarity']:.4f} as {places.get(other, other)}"
+                pairs[clip["rejected"]].append((places[name], alike))
             for score, value in _numbers(clip["scores"]):
                 scores[score].append(value)
             if not clip["rejected"]:
@@ -73,15 +79,12 @@ def write_report(records: Records) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         shown = [_figure(records, *kept[k], Path(scratch)) for k in _spread(len(kept), SHOWN)]
         refused = [
-            f"<h3>{escape(reason)}: {len(clips)}</h3>{_counted(seen[reason])}<div class='grid'>"
+            f"<h3>{escape(reason)}: {len(clips)}</h3>{_counted(seen[reason])}{_table(pairs[reason], '')}<div class='grid'>"
             + "".join(_figure(records, *clips[k], Path(scratch)) for k in _spread(len(clips), EXAMPLES))
             + "</div>"
             for reason, clips in sorted(rejected.items(), key=lambda item: (-len(item[1]), item[0]))
         ]
     inputs = present(records)
-    ignored = [f"<tr><td>{escape(file)}</td><td>{escape(why)}</td></tr>" for file, why in inputs.ignored.items()]
-    left = inputs.num_ignored - len(ignored)
-    ignored += [f"<tr><td>and {left} more</td></tr>"] if left > 0 else []
     parts = {
         "name": escape(source.strip("/").rpartition("/")[2]),
         "facts": "".join(f"<div><b>{value}</b>{name}</div>" for name, value in facts.items()),
@@ -91,17 +94,19 @@ def write_report(records: Records) -> None:
         "faults": _counted(seen[""]),
         "problems": _table(problems),
         "partly": _table(partly),
-        "ignored": f"<table>{''.join(ignored)}</table>" if ignored else "Nothing.",
+        "ignored": _table([*inputs.ignored.items()], count=inputs.num_ignored),
         "options": escape(json.dumps(options, indent=1)),
     }
     template = Path(__file__).with_name(PAGE).read_text(encoding="utf-8")
     records.output.write(PAGE, Template(template).substitute(parts))
 
 
-def _table(lines: Sequence[tuple[str, str]]) -> str:
+def _table(lines: Sequence[tuple[str, str]], empty: str = "Nothing.", count: int = 0) -> str:
+    """Return the first lines, and how many more there are; count: of all, where not all are given."""
     rows = [f"<tr><td>{escape(where)}</td><td>{escape(text)}</td></tr>" for where, text in lines[:PROBLEMS]]
-    rows += [f"<tr><td>and {len(lines) - PROBLEMS} more</td></tr>"] if len(lines) > PROBLEMS else []
-    return f"<table>{''.join(rows)}</table>" if rows else "Nothing."
+    more = (count or len(lines)) - len(rows)
+    rows += [f"<tr><td>and {more} more</td></tr>"] if more else []
+    return f"<table>{''.join(rows)}</table>" if rows else empty
 
 
 def _numbers(scores: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -134,9 +139,8 @@ def _figure(records: Records, relative: str, name: str, scratch: Path) -> str:
     from PIL import Image
 
     meta = json.loads(records.output.read(f"metas/v0/{name}.json") or "{}")
-    captions = [
-        text for row in meta.get("windows", ()) for key, text in row.items() if key.endswith("_caption") and text
-    ]
+    rows = meta.get("windows", ())
+    captions = [text for row in rows for key, text in row.items() if key.endswith("_caption") and text]
     clip = records.read(relative)["clips"][name]
     start, end = meta.get("duration_span", (0.0, clip["duration"]))
     lines = [*captions[:1], f"{relative}, {start:.1f} .. {end:.1f} s"]
@@ -145,7 +149,7 @@ def _figure(records: Records, relative: str, name: str, scratch: Path) -> str:
     lines += [f"{score} {value:.4g}" for score, value in _numbers(clip["scores"])]
     picture, target = "", scratch / "clip.mp4"
     try:
-        window = [f"{row['start_frame']}_{row['end_frame']}" for row in meta.get("windows", ())][:1]
+        window = [f"{row['start_frame']}_{row['end_frame']}" for row in rows][:1]
         place = meta.get("clip_location") or f"{DATASET}/videos/{'_'.join([name, *window])}.mp4"
         path = records.output.fetch(place, target)
         (frame,) = read_frames(path, [probe(path).frames // 2])

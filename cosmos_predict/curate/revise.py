@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from loguru import logger
 
 from cosmos_predict.curate import engine, own
-from cosmos_predict.curate.changes import captioned_clips, kept_clips
+from cosmos_predict.curate.changes import captioned_clips, idle_limits, kept_clips, words
 from cosmos_predict.curate.fetch import Fetch
 from cosmos_predict.curate.filters import Filter
 from cosmos_predict.curate.records import Records
@@ -27,7 +27,7 @@ from cosmos_predict.curate.stage import Clip, Stage, Video
 from cosmos_predict.curate.stages import Caption, build_stages, defaults, settle_backend
 from cosmos_predict.curate.storage import DATASET, Store
 from cosmos_predict.curate.write import Write
-from cosmos_predict.errors import ConfigError, DataError, UnavailableError
+from cosmos_predict.errors import ConfigError, CosmosPredictError, DataError, UnavailableError
 
 DUPLICATE = "duplicate"
 REVISION = "all"  # in place of I/N: scratch of its own, so that the next split still finds what a crashed one left
@@ -43,12 +43,11 @@ class Judge(Stage):
     def __init__(self, filters: list[Stage]) -> None:
         self.filters = filters
         self.names = {stage.name for stage in (*Filter.__subclasses__(), *filters)}
-        self.judges = [
-            (stage, {stage.score} if isinstance(stage, Filter) else _bases(stage.limits())) for stage in filters
-        ]
+        scores = ({stage.score} if isinstance(stage, Filter) else _bases(stage.limits()) for stage in filters)
+        self.judges = [*zip(filters, scores, strict=True)]
         self.rescored = list[str]()  # stages of one's own that would make other scores now
-        # By filter: clips that come to it with a score, and without.
-        self.scored, self.bare = Counter[str](), Counter[str]()
+        # By filter: clips that come to it with a score, and without. By score: kept clips that have it; "": all.
+        self.scored, self.bare, self.known = Counter[str](), Counter[str](), Counter[str]()
 
     def process(self, item: Video) -> None:
         for clip in item.clips:
@@ -59,6 +58,7 @@ class Judge(Stage):
                     (self.bare if scores.isdisjoint(clip.scores) else self.scored)[stage.name] += 1
                     stage.decide(clip)
                     clip.rejected_by = stage.name if clip.rejected else ""
+            self.known.update(["", *clip.scores] if clip.alive else [])
 
     def unanswered(self) -> list[str]:
         """Return what is missing, of the videos so far; a stage of one's own need not score every clip, but some."""
@@ -67,6 +67,25 @@ class Judge(Stage):
         lacking = [f"{self.bare[stage.name]} clips have no {', '.join(sorted(names))}" for stage, names in judges]
         other = "other code than limits() and decide() has changed since it made the recorded scores"
         return lacking or [f"--stage {name}: {other}" for name in self.rescored]
+
+
+class Rejudge(Stage):
+    """Judges a video of `split` anew, by recorded scores. Raises DataError where something of it has to be made for that."""
+
+    name = "filter"
+
+    def __init__(self, stages: Iterable[Stage], captioned: bool) -> None:
+        self.filters = [s for s in stages if isinstance(s, Filter) or type(s).__module__.startswith(own.MODULE)]
+        self.captioned = captioned
+
+    def process(self, item: Video) -> None:
+        judge, before = Judge(self.filters), {clip.uuid for clip in item.clips if clip.rejected}
+        judge.process(item)
+        back = [clip for clip in item.clips if clip.alive and clip.uuid in before]
+        whole = all(c.windows and (all(w.caption for w in c.windows) or not self.captioned) for c in back)
+        known = all(isinstance(stage, Filter) for stage in self.filters)  # others may know more than they record
+        if judge.unanswered() or not whole or (back and not known):
+            raise DataError("made again")
 
 
 def _bases(limits: Iterable[str]) -> set[str]:
@@ -148,9 +167,8 @@ def refilter(results: Store, run: Mapping[str, Any], given: Mapping[str, Any]) -
     def choose(options: dict[str, Any], records: Records) -> list[Stage]:
         filters: list[Stage] = [stage for stage in build_stages(options) if isinstance(stage, Filter)]
         filters += map(own.load, run["stage"])
-        ours, old = {stage.score for stage in Filter.__subclasses__()}, records.limits
-        others = {name: least for name, least in old.items() if not _bases([name]) & ours}  # of stages of one's own
-        own_limits = {} if run["stage"] else others
+        ours, old = {stage.score for stage in Filter.__subclasses__()}, {} if run["stage"] else records.limits
+        own_limits = {name: least for name, least in old.items() if not _bases([name]) & ours}  # of stages before
         records.limits = own_limits | {name: least for stage in filters for name, least in stage.limits().items()}
         return [Judge(filters)]
 
@@ -175,6 +193,30 @@ def recaption(
     return summary, sum(stage.made for stage in made), failed
 
 
+def relimit(todo: list[Video], records: Records, stages: Sequence[Stage], options: Mapping[str, Any]) -> list[Video]:
+    """Finish those of a run's videos that differ in limits alone, or that a revision left half written, without decoding.
+
+    Returns the others, with those among them that have a clip which lacks a score or a caption then. Raises
+    CosmosPredictError for one that cannot be written.
+    """
+    finished = set[str]()
+
+    def finish(video: Video) -> None:
+        if video.error and video.error["stage"] != Rejudge.name:  # made again, it would lose captions that were edited
+            told = f"{video.relative}: {video.error['message']}; the same command goes on, or --redo all makes it again"
+            raise CosmosPredictError(told)
+        if not video.error:
+            records.finish(video)
+            finished.add(video.relative)
+        video.clips.clear()
+
+    if names := [video.relative for video in todo if video.relative in records.revisable]:
+        judge = Rejudge(stages, options["captioning_algorithm"] != "none")
+        engine.run(records.restored(names), [judge, Write(options, records)], finish, "threads", options["workers"])
+        logger.info(f"{len(finished)} of {len(names)} videos judged by recorded scores; the others are made again")
+    return [video for video in todo if video.relative not in finished]
+
+
 def revise(results: Store, run: Mapping[str, Any], given: Mapping[str, Any], choose: Choose) -> dict[str, Any]:
     """Take every video that is done, as recorded, through stages and write it again; return the new totals.
 
@@ -190,7 +232,7 @@ def revise(results: Store, run: Mapping[str, Any], given: Mapping[str, Any], cho
     def finish(video: Video) -> None:
         if video.error:
             whole = records.read(video.relative)["status"] == "done"
-            now = "it stays as it was" if whole else "half written; split makes it again"
+            now = "it stays as it was" if whole else "half written; the same command, or split, goes on"
             failed[video.relative] = f"{video.error['stage']}: {video.error['message']}; {now}"
         else:
             records.finish(video)
@@ -199,7 +241,7 @@ def revise(results: Store, run: Mapping[str, Any], given: Mapping[str, Any], cho
     with records.lock_all():
         plans = dict[str, _Plan]()
         for relative, record in records.scan():
-            if record["status"] == "done":
+            if record["status"] in ("done", "revising"):
                 key = json.dumps([record["options"], record["limits"]])
                 if key not in plans:
                     records.options, records.limits = {**defaults(), **record["options"], **given}, record["limits"]
@@ -216,15 +258,20 @@ def revise(results: Store, run: Mapping[str, Any], given: Mapping[str, Any], cho
                 logger.warning(f"{relative}: left out, a process ended while it was written; split makes it again")
         if not plans:
             raise DataError(f"{results.root}: no video there that curate.py split has done")
-        judges = (plan.stages[0] for plan in plans.values())
-        if missing := [text for judge in judges if isinstance(judge, Judge) for text in judge.unanswered()]:
-            flags = [f"--{name.replace('_', '-')} {value}" for name, value in given.items() if name != "stage"]
-            flags += [f"--stage {stage}" for stage in run["stage"]] if "stage" in given else []
-            flags += ["--redo changed" if given else "--redo all"]
-            advice = f"curate.py split ... {' '.join(flags)} makes them"
-            raise ConfigError(
-                f"{results.root}: {'; '.join(missing)}, and filter goes by recorded scores alone; {advice}"
-            )
+        judged = [(plan, judge) for plan in plans.values() if isinstance(judge := plan.stages[0], Judge)]
+        if missing := [text for _, judge in judged for text in judge.unanswered()]:
+            flags = f"{words({**given, 'stage': run['stage']}, given)} --redo changed" if given else "--redo all"
+            told = f"{results.root}: {'; '.join(missing)}, and filter goes by recorded scores alone"
+            raise ConfigError(f"{told}; curate.py split ... {flags} makes them")
+        idle = defaultdict[tuple[str, str, str], Counter[str]](Counter)
+        for plan, judge in judged:
+            for row in idle_limits(plan.options, given):
+                idle[row].update(judge.known)
+        for (line, score, enable), known in idle.items():
+            make = f"filter {results.root} {enable} decides by it"
+            make = make if known[score] else f"split ... {enable} --redo changed makes it"
+            lack = f"{known[''] - known[score]} of {known['']} kept clips have no {score}"
+            logger.warning(f"{line}; {lack}; curate.py {make}")
         for plan in plans.values():
             records.options, records.limits = plan.options, plan.limits
             engine.run(records.restored(plan.members), plan.stages, finish, run["executor"], run["workers"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,64 @@ def split(
 
     Raises DataError for a folder without videos, ConfigError for options that do not fit what `output` holds.
     """
+    footage, results = _stores(source, output, options)
+    named, profile = options["input_video_list_json_path"], options["input_video_list_s3_profile_name"]
+    listed, inputs = list_videos(footage, options["shard"], read_list(named, profile) if named else None)
+    options = settle(options, again=results.has("summary.json"))
+    records, context = open_records(results, options, run_options), Context(options, footage)
+    if options["captioning_algorithm"] == "sidecar" and not options["dry_run"]:
+        require_captions(footage, inputs)
+    stages = assemble(options, records, footage, inputs.beside)
+    records.limits = {name: least for stage in stages for name, least in stage.limits().items()}
+    records.options |= {f"version of stage {stage.name}": stage.version for stage in stages if stage.version != 1}
+
+    def choose(work: Path) -> deque[Video]:  # none is held any more once it is through: `drain`
+        videos = [Video(footage.uri(place), place, work, stamp) for place, stamp in listed.items()]
+        if not options["dry_run"]:
+            records.blame(videos)
+        todo, others = records.todo(videos, options["redo"], options["max_attempts"])
+        todo = todo if options["dry_run"] else relimit(todo, records, stages, options)
+        todo = todo[: options["limit"] or None]
+        known = ", ".join(f"{count} {reason}" for reason, count in others.items()) or "none done before"
+        ignoring = f"{inputs.num_ignored} other files ignored"
+        logger.info(f"{footage.root}: {len(listed)} videos, {known}, {len(todo)} to do; {ignoring}")
+        return deque(todo)
+
+    if options["dry_run"]:
+        _preview(choose, [stage for stage in stages if stage.name in ("fetch", "ingest", "split")], context)
+        return {}
+    results.check_writable()
+    with records.lock():
+        rest, executor, workers = choose(records.work), options["executor"], options["workers"]
+        suspects = [] if executor == "ray" else records.suspects(rest)  # Ray's workers are processes of their own
+        if suspects:
+            how = "they come first, one at a time, in a process of their own"
+            logger.warning(f"{len(suspects)} videos were in hand when a process died; {how}")
+        names = {video.relative for video in suspects}
+        first, rest = deque(suspects), deque(video for video in rest if video.relative not in names)
+        del suspects
+        last = next((stage.name for stage in reversed(stages) if stage.scope == "clip"), "")
+        performance = Performance()
+        with contextlib.closing(Progress(len(first) + len(rest), last)) as progress:
+
+            def finish(video: Video) -> None:
+                records.finish(video)
+                progress.add(video)
+                performance.add(video)
+                video.clips.clear()  # which know it, too: a ring that would stay in memory
+
+            made = (assemble, (options, records, footage, inputs.beside))
+            alone.run(drain(first), *made, partial(records.mark, alone=True), finish, workers, context)
+            waiting = drain(rest) if executor == "ray" else map(records.mark, drain(rest))
+            ray = {"address": options["ray_address"], "gpus_each": options["ray_gpus_per_worker"]}
+            engine.run(waiting, stages, finish, executor, workers, passed=progress.passed, context=context, **ray)
+            if options["perf_profile"]:
+                performance.write(results)
+            return conclude(records, listed, inputs, not options["no_write_all_caption_json"])
+
+
+def _stores(source: str | Path, output: str | Path, options: Mapping[str, Any]) -> tuple[Store, Store]:
+    """Return where to read and to write; raises ConfigError where one lies in the other."""
     footage = Store(source, options["input_s3_profile_name"])
     results = Store(output, options["output_s3_profile_name"])
     one, other = f"{footage.root}/", f"{results.root}/"
@@ -45,67 +103,25 @@ def split(
         raise ConfigError(
             f"{footage.root} and {results.root}: one lies in the other; choose an output folder elsewhere"
         )
-    if options["transnetv2_max_length_s"] < options["transnetv2_min_length_s"]:
-        raise ConfigError("--transnetv2-max-length-s is smaller than --transnetv2-min-length-s")
-    before = Records(results, {})
-    names = [] if results.remote else before.videos()[:1]  # a bucket's are read once, below
-    detectors = [before.read(name).get("options", {}).get("splitting_algorithm") for name in names]
-    options = settle(options, again="content" in detectors)
-    dry, records = options["dry_run"], open_records(results, options, run_options)
-    named, profile = options["input_video_list_json_path"], options["input_video_list_s3_profile_name"]
-    listed, inputs = list_videos(footage, options["shard"], read_list(named, profile) if named else None)
-    if options["captioning_algorithm"] == "sidecar" and not dry:
-        require_captions(footage, inputs)
-    stages = assemble(options, records, footage, inputs.beside)
-    records.limits = {name: least for stage in stages for name, least in stage.limits().items()}
-    records.options |= {f"version of stage {stage.name}": stage.version for stage in stages if stage.version != 1}
-    with contextlib.ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory())) if dry else records.work
-        videos = [Video(footage.uri(place), place, work, stamp) for place, stamp in listed.items()]
-        if not dry:
-            results.check_writable()
-            stack.enter_context(records.lock())
-            records.blame(videos)
-        todo, others = records.todo(videos, options["redo"], options["max_attempts"])
-        todo = todo if dry else relimit(todo, records, stages, options)
-        todo = todo[: options["limit"] or None]
-        del videos  # none is held any more once it is through: `drain`
-        known = ", ".join(f"{count} {reason}" for reason, count in others.items()) or "none done before"
-        ignoring = f"{inputs.num_ignored} other files ignored"
-        logger.info(f"{footage.root}: {len(listed)} videos, {known}, {len(todo)} to do; {ignoring}")
-        chosen = [stage for stage in stages if not dry or stage.name in ("fetch", "ingest", "split")]
-        last = next((stage.name for stage in reversed(chosen) if stage.scope == "clip"), "")
-        progress, performance = stack.enter_context(contextlib.closing(Progress(len(todo), last))), Performance()
+    return footage, results
 
-        def finish(video: Video) -> None:
-            for clip in video.clips if dry else ():
-                print(f"{video.relative}: frames {clip.start}..{clip.end - 1}, from {clip.span[0]:.2f} s")
-            if not dry:
-                records.finish(video)
-            elif why := video.footage.facts.get("no_clips") or video.footage.facts.get("left_out"):
-                print(f"{video.relative}: {why}")
-            progress.add(video)
-            performance.add(video)
-            video.clips.clear()  # which know it, too: a ring that would stay in memory
 
-        apart = dry or options["executor"] == "ray"  # whose workers are processes of their own
-        suspects = [] if apart else records.suspects(todo)
-        if suspects:
-            how = "they come first, one at a time, in a process of their own"
-            logger.warning(f"{len(suspects)} videos were in hand when a process died; {how}")
-        names = {video.relative for video in suspects}
-        first, rest = deque(suspects), deque(video for video in todo if video.relative not in names)
-        del todo, suspects
-        made = (assemble, (options, records, footage, inputs.beside))
-        context = Context(options, footage)
-        alone.run(drain(first), *made, partial(records.mark, alone=True), finish, options["workers"], context)
-        waiting = drain(rest) if apart else map(records.mark, drain(rest))
-        executor, workers = options["executor"], options["workers"]
-        ray = {"address": options["ray_address"], "gpus_each": options["ray_gpus_per_worker"]}
-        engine.run(waiting, chosen, finish, executor, workers, passed=progress.passed, context=context, **ray)
-        if options["perf_profile"] and not dry:
-            performance.write(results)
-        return {} if dry else conclude(records, listed, inputs, not options["no_write_all_caption_json"])
+def _preview(choose: Callable[[Path], deque[Video]], stages: Sequence[Stage], context: Context) -> None:
+    """Print the clips that would be made of the videos chosen."""
+
+    def told(video: Video) -> None:
+        for clip in video.clips:
+            print(f"{video.relative}: frames {clip.start}..{clip.end - 1}, from {clip.span[0]:.2f} s")
+        if why := video.footage.facts.get("no_clips") or video.footage.facts.get("left_out"):
+            print(f"{video.relative}: {why}")
+        progress.add(video)
+        video.clips.clear()
+
+    options = context.options
+    with tempfile.TemporaryDirectory() as work:
+        todo = choose(Path(work))
+        with contextlib.closing(Progress(len(todo), "")) as progress:
+            engine.run(drain(todo), stages, told, options["executor"], options["workers"], context=context)
 
 
 def drain(videos: deque[Video]) -> Iterator[Video]:

@@ -58,6 +58,8 @@ def settle(options: Options, again: bool = False) -> dict[str, Any]:
     if more := (options["num_frames"] - 1) % 4:
         near = f"{options['num_frames'] - more} or {options['num_frames'] - more + 4}"
         logger.warning(f"--num-frames {options['num_frames']}: training takes 4 k + 1 frames, as {near}")
+    if options["transnetv2_max_length_s"] < options["transnetv2_min_length_s"]:
+        raise ConfigError("--transnetv2-max-length-s is smaller than --transnetv2-min-length-s")
     if options["dataset_caption"] == "enhanced" and not options["enhance_captions"]:
         raise ConfigError("--dataset-caption enhanced: there are no enhanced captions without --enhance-captions")
     if options["splitting_algorithm"] == "transnetv2" and not Path(weights).is_file():

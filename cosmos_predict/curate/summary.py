@@ -20,7 +20,7 @@ from typing import Any
 
 from cosmos_predict.curate.listing import Inputs
 from cosmos_predict.curate.records import AT_ONCE, BATCH, Records
-from cosmos_predict.curate.stage import Video, Window, is_lost
+from cosmos_predict.curate.stage import Video, Window, is_lost, score
 from cosmos_predict.curate.storage import DATASET, Store
 from cosmos_predict.errors import CorruptFileError
 
@@ -66,7 +66,8 @@ def summarise(
     records: Records, of: Collection[str] | None = None, inputs: Inputs | None = None, captions: bool | None = None
 ) -> dict[str, Any]:
     """Write `summary.json` and the captions of all videos; return some totals, `errors` {place: message}, `empty` {video without
-    a clip: why}, `bare`, and `uncaptioned`, the number of kept clips without a caption for some window.
+    a clip: why}, `bare`, `uncaptioned`, the number of kept clips without a caption for some window, and `unscored` {score with a
+    limit: kept clips that lack it, or have no number (NaN)}.
 
     of: the videos whose errors are returned, and of which something should have been kept (`bare`: there are some, and
     nothing is); None: all, and there should be some. inputs: None: as the present summary has them. captions: whether to write
@@ -74,13 +75,16 @@ def summarise(
     """
     totals, rejected, errors, videos = Counter[str](), Counter[str](), {}, dict[str, Any]()
     published, longest, spoken, samples, uncaptioned, left = Counter[str](), 0.0, dict[str, Any](), 0, 0, 0.0
+    unscored = Counter[str]()
     told, empty, bare = dict[str, str](), dict[str, str](), of is None or bool(of)
     inputs = present(records) if inputs is None else inputs
-    captions = records.output.read(CAPTIONS) is not None if captions is None else captions
+    captions = records.output.has(CAPTIONS) if captions is None else captions
     for relative, record, chunk in _chunks(records):
         clips: dict[str, Any] = {} if record["error"] else record["clips"]
         kept = {uuid: clip for uuid, clip in clips.items() if not (clip["rejected"] or is_lost(clip["error"]))}
         dropped = {uuid: clip["rejected"] for uuid, clip in clips.items() if clip["rejected"]}
+        values = [(name, score(clip["scores"], name)) for clip in kept.values() for name in record.get("limits", ())]
+        unscored.update(name for name, value in values if value is None or value != value)
         seconds = [clips[uuid]["duration"] for uuid in (*kept, *dropped)]
         totals.update({f"num_videos_{record['status']}": 1, "num_clips_passed": len(kept)})
         totals["total_clip_duration"] += sum(seconds)
@@ -103,13 +107,9 @@ def summarise(
         uncaptioned += sum(bool(clip["error"]) or uuid not in spoken[relative] for uuid, clip in kept.items())
         samples += sum(place.startswith(f"{DATASET}/videos/") for place in record.get("outputs", ()))
         left += sum(clip["duration"] for clip in kept.values())
-        videos[relative] = {"source_video": record["video"]}
-        videos[relative] |= {key: record[key] for key in ("video_uuid", "num_clip_chunks", "num_total_clips")}
-        videos[relative] |= {
-            "clips": [*kept],
-            "filtered_clips": [*dropped],
-            **{name: counts[name] for name in COUNTERS},
-        }
+        facts = {key: record[key] for key in ("video_uuid", "num_clip_chunks", "num_total_clips")}
+        videos[relative] = {"source_video": record["video"], **facts, "clips": [*kept], "filtered_clips": [*dropped]}
+        videos[relative] |= {name: counts[name] for name in COUNTERS}
     if captions:
         records.output.write(CAPTIONS, json.dumps({name: texts for name, texts in spoken.items() if texts}, indent=1))
     waiting = {name: {"source_video": uri, "processed": False} for name, uri in inputs.videos.items()}
@@ -123,7 +123,8 @@ def summarise(
     records.output.write(SUMMARY, json.dumps(summary, indent=1))
     shown |= {"num_clips_filtered_by": dict(rejected), "num_samples": samples}
     shown["minutes_kept"] = f"{left / 60:.1f} of {published['total_video_duration'] / 60:.1f}"
-    return {**shown, "errors": told, "empty": empty, "bare": bare, "uncaptioned": uncaptioned}
+    shown |= {"errors": told, "empty": empty, "bare": bare}
+    return {**shown, "uncaptioned": uncaptioned, "unscored": dict(unscored)}
 
 
 class Performance:
@@ -148,7 +149,7 @@ class Performance:
         facts = {"num_input_videos_selected": self.videos, "pipeline_run_time": run / 60}
         facts |= {"total_output_tokens": self.tokens, "output_tokens_per_s": self.tokens / run, "stages": self.stages}
         free = (f"performance_stats_{n}.json" for n in itertools.count())
-        output.write(next(place for place in free if output.read(place) is None), json.dumps(facts, indent=1))
+        output.write(next(place for place in free if not output.has(place)), json.dumps(facts, indent=1))
 
 
 def _chunks(records: Records) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,13 @@ class Write(Stage):
         place = clip.place or f"{'filtered_clips' if clip.rejected else 'clips'}/{clip.uuid}.mp4"
         leave_out = self.options["no_upload_clips"]
         made: Made = {} if leave_out else {place: None if clip.place else clip.path}
+        edits = list[str | None]()  # of captions that leave the dataset, or have left it
         for window in clip.windows:
             made |= (self._sample(clip, window) | self._preview(clip, window)) if clip.alive else {}
             text = f"{DATASET}/metas/{_stem(clip, window)}.txt"
-            now = None if text in made else self._edited(clip, window, text)
-            window.edited = window.edited if text not in made and now is None else now
-        meta = self._meta(clip, "" if leave_out else place)
+            now = self._edited(clip, window, text) if text not in made else None
+            edits.append(window.edited if text not in made and now is None else now)
+        meta = self._meta(clip, "" if leave_out else place, edits)
         made[f"metas/v0/{clip.uuid}.json"] = json.dumps(meta, indent=1)
         return made, meta
 
@@ -109,8 +110,8 @@ class Write(Stage):
         size = (self.options["preview_target_fps"], self.options["preview_height"])
         return {place: media.preview(path, target, window.start, window.end + 1, *size)}
 
-    def _meta(self, clip: Clip, place: str) -> dict[str, Any]:
-        """Return what the published tool notes of a clip, and which captioner wrote."""
+    def _meta(self, clip: Clip, place: str, edits: Sequence[str | None]) -> dict[str, Any]:
+        """Return what the published tool notes of a clip, and which captioner wrote. edits: a caption, or None, a window."""
         model = clip.meta.get("caption_source", self.options["captioning_algorithm"])
         rewriter = self.options["enhance_captions_lm_variant"]
         facts, windows, known = clip.video.footage.facts, clip.windows, list(clip.meta)
@@ -127,14 +128,14 @@ class Write(Stage):
         if errors := [*errors, *(["caption"] if clip.error else [])]:
             meta["errors"] = errors
         texts = [{"start_frame": w.start, "end_frame": w.end, f"{model}_caption": w.caption} for w in windows]
-        for text, window in zip(texts, windows, strict=True):
+        for text, window, edit in zip(texts, windows, edits, strict=True):
             if window.prompt_tokens or window.output_tokens:
                 text[f"{model}_prompt_tokens"] = window.prompt_tokens
                 text[f"{model}_output_tokens"] = window.output_tokens
             if window.enhanced:
                 text[f"{rewriter}_enhanced_caption"] = window.enhanced
-            if window.edited is not None:
-                text[EDITED] = window.edited
+            if edit is not None:
+                text[EDITED] = edit
         meta |= {"windows": texts, "caption_source": model, "valid": bool(windows) and clip.alive}
         meta["has_caption"] = any(window.caption for window in windows)
         meta["total_prompt_tokens"] = sum(window.prompt_tokens for window in windows)

@@ -88,7 +88,7 @@ def join_processes(num_gpus: int | None, cfg_parallel: bool, command: str, devic
     if num_gpus not in (None, world):
         raise ConfigError(
             f"--num_gpus {num_gpus}, but {world} process(es) run; start them with:\n"
-            f"  torchrun --nproc_per_node={num_gpus} {command}"
+            f"  torchrun --nproc_per_node={num_gpus} {command}\nor give --num_gpus {world}"
         )
     if cfg_parallel and world % 2:
         raise ConfigError(f"--cfg_parallel takes an even number of processes, {world} run")

@@ -106,11 +106,11 @@ def output_path(save_path: str, suffixes: tuple[str, ...]) -> Path:
     Raises ConfigError for another suffix, or for a folder that cannot be written to.
     """
     path = Path(save_path)
+    if path.is_dir() or save_path.endswith("/"):
+        raise ConfigError(f"--save_path {save_path or repr('')}: expected a file's name, and this is a folder's")
     path = path if path.suffix else path.with_name(path.name + suffixes[0])
     if path.suffix.lower() not in suffixes:
         raise ConfigError(f"--save_path {save_path}: expected a name that ends in {' or '.join(suffixes)}")
-    if path.is_dir():
-        raise ConfigError(f"--save_path {save_path} is a folder: give the name of a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

@@ -107,7 +107,10 @@ def latent_shape(model: WorldModel, clip: Clip) -> tuple[int, int, int, int, int
         )
     frames = tokenizer.get_latent_num_frames(clip.num_frames)
     if given and tokenizer.get_latent_num_frames(clip.num_conditional_frames) >= frames:
-        raise ConfigError(f"{clip.num_conditional_frames} given frames leave nothing of {clip.num_frames} to generate")
+        raise ConfigError(
+            f"{clip.num_conditional_frames} given frames leave nothing of {clip.num_frames} to generate: "
+            "give fewer (num_conditional_frames) or generate more (num_frames)"
+        )
     scale = tokenizer.spatial_compression_factor
     step = scale * config.patch_spatial
     if any(side % step for side in clip.size):

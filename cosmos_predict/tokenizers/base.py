@@ -50,7 +50,7 @@ class VideoTokenizer(nn.Module):
             below = 1 + max(0, (num_pixel_frames - 1) // factor) * factor
             near = sorted({below, below + factor} if num_pixel_frames > 0 else {1})
             text = f"T = {num_pixel_frames} frames: expected 1 + {factor} k, such as {_either(near)}"
-            raise ConfigError(f"{text}; cut or extend the clip")
+            raise ConfigError(f"{text}; give another number of frames")
         return 1 + (num_pixel_frames - 1) // factor
 
     def get_pixel_num_frames(self, num_latent_frames: int) -> int:

@@ -217,5 +217,5 @@ def _by_chunks(count: Callable[[int], int], frames: int, chunk: int | None, give
     if frames % chunk:
         below = frames // chunk * chunk
         near = f"such as {below} or {below + chunk}, or fewer than {chunk}"
-        raise ConfigError(f"{given}: expected a multiple of {name}, {near}; cut or extend the clip")
+        raise ConfigError(f"{given}: expected a multiple of {name}, {near}; give another number of frames")
     return frames // chunk * count(chunk)

@@ -12,8 +12,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from loguru import logger
 
 from cosmos_predict.curate import storage
+from cosmos_predict.curate.listing import list_videos, require_captions
 from cosmos_predict.curate.records import DATASET
 from cosmos_predict.curate.storage import Store, scratch_folder
 from cosmos_predict.data.video_reader import write_video
@@ -81,6 +83,25 @@ def test_captions_beside_videos_and_few_requests(tmp_path: Path, monkeypatch: py
         assert reads["processed_videos"] == 6, (
             reads
         )  # at the start, and where a video begins: nothing is kept meanwhile
+
+
+def test_lines_of_tables_that_name_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warning is the one of a folder."""
+    for name in ("a.mp4", "day2/b.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    rows = ["file,caption", "a,A.", "day2/b.mp4,B.", "gone.mp4,Gone.", "day2/a.mp4,Elsewhere."]
+    (tmp_path / "captions.csv").write_text("\n".join(rows))
+    (tmp_path / "day2" / "captions.jsonl").write_text("no table")
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}")
+    with s3_server(monkeypatch):
+        upload(tmp_path, Store("s3://footage/tables"))
+        for source in (Store(tmp_path), Store("s3://footage/tables")):
+            require_captions(source, list_videos(source)[1])
+    logger.remove(sink)
+    told = "2 lines of caption tables name no video here: captions.csv: gone.mp4, captions.csv: day2/a.mp4; a table"
+    assert len(lines) == 2 and all(line.startswith(told) for line in lines)
 
 
 def killed_in_a_copy(root: str, marker: str) -> None:

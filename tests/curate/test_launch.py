@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cosmos_predict.curate.records import DATASET
 from tests.curate.footage import make_set
 from tests.curate.running import REPOSITORY, finished, run_command
 
@@ -29,7 +30,8 @@ def submit(*words: str, **given: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_array_of_shards(tmp_path: Path) -> None:
     make_set(tmp_path / "in", 4)
-    words = ["--input-video-path", str(tmp_path / "in"), "--output-clip-path", str(tmp_path / "out")]
+    output = tmp_path / "out"
+    words = ["--input-video-path", str(tmp_path / "in"), "--output-clip-path", str(output), "--text-encoder", "tiny"]
     (tmp_path / "in" / "text.mp4").write_text("no video")
     counts, failures = [], []
     for task in ("3", "4", "5"):
@@ -38,9 +40,15 @@ def test_array_of_shards(tmp_path: Path) -> None:
         failed = "failed: text.mp4" in done.stderr
         assert done.returncode == failed, done.stderr  # of the task whose video it is alone, and 0 without any video
         failures.append(failed)
+        merge = f"python scripts/curate.py report {output}; python scripts/curate.py embed {output} --text_encoder tiny"
+        assert f"once all 3 shards are through: {merge}\n" in done.stdout and not (output / DATASET / "t5_xxl").exists()
     assert sum(counts) == 5 and max(counts) < 5 and sum(failures) == 1, (counts, failures)
     status, out, err = run_command("report", str(tmp_path / "out"))
     assert status == 1 and "num_videos_done                  4" in out, err
+    count = len([*(output / DATASET / "metas").iterdir()])
+    for told in (f"{count} written, 0 skipped", f"0 written, {count} skipped"):  # each caption once
+        status, out, err = run_command("embed", str(output), "--text_encoder", "tiny")
+        assert status == 0 and told in out, err
     done = submit(*words, SLURM_ARRAY_TASK_ID="3", SLURM_ARRAY_TASK_MAX="7")
     assert done.returncode == 2 and "a range without gaps" in done.stderr
 
@@ -48,7 +56,7 @@ def test_array_of_shards(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_stage_of_the_guide(tmp_path: Path) -> None:
     guide = (REPOSITORY / "docs" / "curation.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    (code,) = (text for text in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL) if "class Bright" in text)
     (tmp_path / "bright.py").write_text(code)
     make_set(tmp_path / "in", 1)
     stage = ["--stage", f"{tmp_path / 'bright.py'}:Bright", "--text-encoder", "none"]

@@ -188,8 +188,10 @@ def test_what_a_model_found_and_what_repeats_is_named(tmp_path: Path) -> None:
         ]
         scores: dict[str, Any] = {"filtered_windows": notes}
         scores |= {"duplicate_of": "f", "duplicate_similarity": 0.99} if name == "d" else {}
-        clips[name] = {"duration": 4.0, "rejected": rejected, "error": {}, "scores": scores}
+        clips[name] = {"duration": 4.0, "rejected": rejected, "error": {}, "scores": scores, "frames": [48, 144]}
+    clips["d"]["frames"] = [480, 576]
     record = {
+        "framerate": 24.0,
         "video": "a.mp4",
         "status": "done",
         "error": {},
@@ -204,6 +206,7 @@ def test_what_a_model_found_and_what_repeats_is_named(tmp_path: Path) -> None:
     assert "qwen_semantic: 3slideshow: 2, fast <zoom>: 1, no readable answer: 1a.mp4" in text["rejected"]
     for line in ("seen: slideshow, fast <zoom>", "seen: slideshow", "seen: no readable answer", "repeats f"):
         assert line in text["rejected"]
+    assert "duplicate: 1a.mp4 20.0..24.0 s0.9900 as f" in text["rejected"]  # found before this page knows f
     assert "seen: rotated view" in text["kept"] and text["kept"].count("seen: ") == 1
     assert "rotated view: 1" in "".join(text.values())
 

@@ -311,7 +311,16 @@ def test_dedup_rejects_what_repeats(tmp_path: Path) -> None:
     write_video(source / "d.mp4", still, FPS)  # looks like a's first frame, but stands still
     run_split(source, output, "--captioning-algorithm", "template", "--transnetv2-crop-s", "0")
     before = tree(output)
-    summary = dedup(Store(output), run_options(), 0.95, None)
+    nothing, planned = dedup(Store(output), run_options(), 0.95, None, dry=True)
+    assert (
+        nothing == {}
+        and tree(output) == before
+        and [row[1:] for row in planned] == [("c.mp4 0.0..5.4 s", "a.mp4 0.0..5.4 s")]
+    )
+    summary, pairs = dedup(Store(output), run_options(), 0.95, None)
+    assert pairs == planned and pairs[0][0] > 0.95
+    row = f"<td>c.mp4 0.0..5.4 s</td><td>{pairs[0][0]:.4f} as a.mp4 0.0..5.4 s</td>"
+    assert row in (output / "report.html").read_text()
     assert summary["num_clips_filtered_by"] == {"duplicate": 1} and summary["num_clips_passed"] == 3
     record = json.loads((output / "processed_videos" / "c.mp4.json").read_text())
     (clip,) = record["clips"].values()
@@ -324,7 +333,7 @@ def test_dedup_rejects_what_repeats(tmp_path: Path) -> None:
     vectors.mkdir()
     for index, name in enumerate(sorted(names)):
         np.save(vectors / f"{name}.npy", np.eye(4, dtype=np.float32)[[max(index, 1)]])  # 0 and 1 are the same
-    summary = dedup(Store(output), run_options(), 0.99, vectors)
+    summary, _ = dedup(Store(output), run_options(), 0.99, vectors)
     assert summary["num_clips_passed"] == 3 and len({*sorted(names)[:2]} & kept(output)) == 1
     next(vectors.iterdir()).unlink()
     with pytest.raises(DataError, match=r"vectors: no embedding of clip .*expected .*\.npy"):
@@ -334,6 +343,18 @@ def test_dedup_rejects_what_repeats(tmp_path: Path) -> None:
     assert "duplicate" not in record
     after = {place: mark for place, mark in tree(output).items() if place.endswith((".mp4", ".txt"))}
     assert after == {place: mark for place, mark in before.items() if place.endswith((".mp4", ".txt"))}
+    (output / "clips" / f"{original}.mp4").write_bytes(b"damaged")
+    status, out, err = run_command("dedup", str(output), "--dry-run")
+    assert status == 0 and out == "0 clips repeat another one\n", err
+    line = f"{output}: 1 of 4 clips cannot be compared; a.mp4 0.0..5.4 s: "
+    assert line in err and f"{original}.mp4" in err and err.rstrip().endswith("; they stay") and "Traceback" not in err
+    np.save(vectors / f"{min(names)}.npy", np.ones((1, 4), np.float32))
+    for name in names - {min(names)}:
+        np.save(vectors / f"{name}.npy", np.ones((1, 5), np.float32))
+    with pytest.raises(
+        DataError, match=r"of 4 clips cannot be compared; .*\.npy: expected . numbers, as the first has, got"
+    ):
+        dedup(Store(output), run_options(), 0.99, vectors)
 
 
 def test_features_tell_clips_apart() -> None:

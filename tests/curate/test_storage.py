@@ -29,7 +29,7 @@ def exercise(store: Store, folder: Path) -> None:
     assert {place: mark[0] for place, mark in store.files().items()} == {"a/b/file.bin": 5, "a/text.txt": 2}
     assert [*store.files("a/b")] == ["a/b/file.bin"] and store.files("a/b") == store.files("a/b")
     mark = store.files()["a/text.txt"]
-    assert store.read("a/text.txt") == "é"
+    assert store.read("a/text.txt") == "é" and store.has("a/text.txt") and not store.has("a/none")
     assert store.fetch("a/b/file.bin", folder / "copy" / "x").read_bytes() == b"12345"
     again = pickle.loads(pickle.dumps(store))
     again.write("a/text.txt", "other")
