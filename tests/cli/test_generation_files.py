@@ -182,6 +182,27 @@ def test_devices_and_seeds(run_file: Path, clip: Path, tmp_path: Path, options: 
         run("video2world", *given, *options)
 
 
+def test_what_a_clip_is_made_from_is_never_replaced(run_file: Path, clip: Path, tmp_path: Path) -> None:
+    own = shutil.copy(clip, tmp_path / "own.mp4")
+    (tmp_path / "linked.mp4").symlink_to(own)
+    items = [
+        {"input_video": str(given), "prompt": "a hand", "output_video": str(tmp_path / f"{name}.mp4")}
+        for name, given in (("a", clip), ("b", tmp_path / "none.mp4"))
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(items[:1]))  # the settings of a.mp4 would lie there
+    (tmp_path / "items.json").write_text(json.dumps([{**items[0], "output_video": f"{tmp_path}/c.mp4"}, items[1]]))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for options, message in (
+        (["--input_path", own, "--save_path", own], r"own\.mp4 would replace .*own\.mp4, --input_path: give another"),
+        (["--input_path", own, "--save_path", tmp_path / "linked.mp4"], r"linked\.mp4 would replace .*own\.mp4"),
+        (["--batch_input_json", tmp_path / "a.json"], r"a\.json: item 0: .*a\.mp4 would replace .*a\.json"),
+        (["--batch_input_json", tmp_path / "items.json"], r"items\.json: item 1: no input at .*none\.mp4"),
+    ):
+        with pytest.raises((ConfigError, DataError), match=message):
+            run("video2world", "--dit_path", run_file, "--input_path", clip, *QUICK, *options)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_prompt_of_our_own_where_the_published_commands_have_one() -> None:
     prompts = {name: build_parser(name).parse_args([]).prompt for name in ("text2image", "text2world", "video2world")}
     assert prompts == {"text2image": PROMPT, "text2world": PROMPT, "video2world": ""}

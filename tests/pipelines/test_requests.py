@@ -68,8 +68,11 @@ def test_output_names(tmp_path: Path) -> None:
     assert (tmp_path / "new").is_dir()
     assert output_path(str(tmp_path / "a.PNG"), (".jpg", ".png")).name == "a.PNG"
     (tmp_path / "folder.mp4").mkdir()
-    with pytest.raises(ConfigError, match="is a folder: give the name of a file"):
-        output_path(str(tmp_path / "folder.mp4"), (".mp4",))
+    (tmp_path / "out").mkdir()
+    for name in (f"{tmp_path}/folder.mp4", f"{tmp_path}/out", f"{tmp_path}/none/", ""):
+        with pytest.raises(ConfigError, match="expected a file's name, and this is a folder's"):
+            output_path(name, (".mp4",))
+    assert not (tmp_path / "out.mp4").exists() and not (tmp_path / "none.mp4").exists()
 
 
 def test_files_of_a_sidecar_are_compared_by_option(tmp_path: Path) -> None:
