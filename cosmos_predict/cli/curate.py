@@ -171,6 +171,8 @@ def _t5(weights: str) -> str:
 
 def _tell(summary: dict[str, Any], output: Store) -> int:
     """Print totals and errors; return 1 where something failed or nothing was kept, else 0."""
+    from cosmos_predict.curate.changes import SCORES
+
     names = ("errors", "empty", "bare", "uncaptioned", "unscored")
     errors, empty, bare, uncaptioned, unscored = (summary.pop(name) for name in names)
     for name, value in summary.items():
@@ -185,8 +187,10 @@ def _tell(summary: dict[str, Any], output: Store) -> int:
             print(f"rejected: {count} clips: {reason}{advice}", file=sys.stderr)
         print("nothing is kept", file=sys.stderr)
     for name, count in unscored.items():  # the limit of what is missing rejects nothing
-        advice = "its limit lets them pass; curate.py split ... --redo all scores them again"
-        print(f"{count} of {summary['num_clips_passed']} kept clips have no {name}, or NaN: {advice}", file=sys.stderr)
+        known = name.partition(".")[0] in SCORES.values()  # a stage of one's own need not score every clip
+        advice = "; curate.py split ... --redo all scores them again" if known else ""
+        told = f"{count} of {summary['num_clips_passed']} kept clips have no {name}, or NaN: its limit lets them pass"
+        print(f"{told}{advice}", file=sys.stderr)
     print(f"{'report':32} {output.uri('report.html')}")
     if uncaptioned:
         print(f"{uncaptioned} clips have no caption; next: python scripts/curate.py caption {output.root}")

@@ -95,12 +95,6 @@ class Changes:
             self.recorded = record["options"]
         return bool(changed)
 
-    def limits_alone(self, record: Mapping[str, Any], changed: Iterable[str]) -> bool:
-        """Return whether `filter` could apply all differences, if there are any, to what there is of a video."""
-        ours = {key for key in changed if key == "stage" or self.groups.get(key) == "filters"}
-        kept = not record["options"].get("no_upload_clips")
-        return kept and all(key in ours and self._applies(key, record) for key in changed)
-
     def _applies(self, key: str, record: Mapping[str, Any]) -> bool:
         """Return whether `filter` or `caption` can apply an option to what there is of a video, as their flags can say it."""
         old, new = record["options"].get(key), self.options.get(key)
@@ -132,8 +126,7 @@ class Changes:
             keys = [key for key in sorted(self.apply) if APPLY.get(self.groups[key], "filter") == command]
             if keys:
                 names, ways = ", ".join(map(_flag, keys)), [f"curate.py {command} {root} {words(self.options, keys)}"]
-                as_well = command == "filter" and not self.make and len(keys) == len(self.apply)
-                ways[0] += f" applies them without decoding{', and so does --redo changed' if as_well else ''}"
+                ways[0] += " applies them without decoding"
                 before = {**defaults(), **self.recorded}
                 if not any(before[key] is None or before[key] is False or before[key] == [] for key in keys):
                     ways.append(f"split with {words(before, keys)}, as recorded, goes on")

@@ -121,6 +121,8 @@ def dedup(
                     yield clip.uuid, rows
                 target.unlink(missing_ok=True)
 
+    if not records.videos():
+        raise DataError(f"{results.root}: no video there that curate.py split has done")
     with records.lock_all():  # refused now, not after all the comparing
         pass
     found = repeats(features(), threshold)

@@ -22,7 +22,7 @@ from typing import Any
 from loguru import logger
 
 from cosmos_predict.curate.stage import Clip, Context, Stage, Video
-from cosmos_predict.errors import CosmosPredictError, UnavailableError
+from cosmos_predict.errors import ConfigError, CosmosPredictError, UnavailableError
 
 Finish = Callable[[Video], None]
 Passed = Callable[[str, Clip], None]  # name of a stage, and a clip that it has worked on
@@ -103,9 +103,15 @@ def place(stages: Sequence[Stage], context: Context, devices: Sequence[str]) -> 
     """Return each stage, told its context, and its copies: one per device where it asks for GPUs.
 
     Stages on the same device share the models that they share in `stages`. One that asks for several GPUs has the first.
+    Raises ConfigError where a stage cannot be copied.
     """
     asking = [stage for stage in stages if stage.resources.gpus]
-    groups = [asking, *(copy.deepcopy(asking) for _ in devices[1:])]
+    try:
+        groups = [asking, *(copy.deepcopy(asking) for _ in devices[1:])]
+    except (TypeError, copy.Error) as error:
+        names = ", ".join(stage.name for stage in asking)
+        told = f"one of the stages {names} cannot be copied for each GPU ({error})"
+        raise ConfigError(f"{told}: make locks, clients and networks in `setup`, not in the constructor") from error
     placed = {id(stage): [group[number] for group in groups] for number, stage in enumerate(asking)}
     for group, device in zip(groups, devices or ["cpu"], strict=True):
         for stage in group:

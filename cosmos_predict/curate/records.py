@@ -5,7 +5,7 @@
     OUT/.work/in-hand/<path of the video>.json        while a process works on it; what one that was killed leaves
 
 status: "done"; "empty" (no clip found); "failed" (or none of its clips came through); "writing" (its process ended while
-files were moved: done again); "revising" (`filter`, `caption` or `dedup` ended so: the next one, or `split`, goes on).
+files were moved: done again); "revising" (`filter`, `caption` or `dedup` ended so; it says what was before: the next one of these goes on).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Records:
         self.in_hand = Store(self.output.uri(".work/in-hand"), self.output.profile)
         self.left = set[str]()  # videos that were in hand when a process died
         self.crashed = set[str]()  # those of `todo` whose process died the last time
-        self.revisable = set[str]()  # those of `todo` of which all is there but other limits, or the end of a revision
+        self.before: dict[str, Any] = {}  # options of results that `todo` has met
         self.marked = dict[str, bool]()  # those in hand of this process: whether it was one alone
         self.limits: dict[str, float] = {}  # of scores, in force when a clip was judged
         self.work = Path(os.path.abspath(work or self.locks)) / f"shard-{shard.replace('/', '-')}"
@@ -183,25 +183,21 @@ class Records:
         Raises ConfigError where options or a file have changed, with the differences.
         """
         chosen, others, changes = [], Counter[str](), Changes(self.options)
-        self.revisable.clear()
         for video, (_, record) in zip(videos, self.scan([video.relative for video in videos]), strict=True):
             video.recorded = None if record else _past(record)  # names of all files of all videos would be many
-            status = record.get("status", "writing")
+            status, self.before = record.get("status", "writing"), record.get("options", self.before)
             changed = differences(record, self.options, video) if status != "writing" else {}
             failed = status == "failed" or any(clip["error"] for clip in record.get("clips", {}).values())
             again = {"all": True, "changed": bool(changed), "failed": failed}.get(redo, False)
-            if changed and not again:
-                if changes.refuse(video.relative, record, changed):
-                    continue
-                changed = {}
-            started = status in ("writing", "revising")
-            if again or started or (status == "failed" and record["attempts"] < max_attempts):
+            if changed and not again and changes.refuse(video.relative, record, changed):
+                continue
+            if again or status == "writing" or (status == "failed" and record["attempts"] < max_attempts):
                 chosen.append(video)
-                if status in ("done", "revising") and (not again or redo == "changed"):
-                    self.revisable |= {video.relative} if changes.limits_alone(record, changed) else set()
                 self.crashed |= {video.relative} if _past(record)["crashed"] else set()
             else:
-                others["given up after repeated failures" if status == "failed" else "done before"] += 1
+                how = "half revised (the filter, caption or dedup that was killed ends it, or curate.py filter OUT)"
+                reasons = {"failed": "given up after repeated failures", "revising": how}
+                others[reasons.get(status, "done before")] += 1
                 if video.relative in self.left:
                     self._unmark(video.relative)
         changes.tell(self.output.root)
@@ -216,10 +212,15 @@ class Records:
 
         made: place below the output folder: the file, its text, or None where it is there already. A caption that was edited
         is in the dataset, in its clip's meta or in both, at whatever moment the process is killed: metas follow the dataset,
-        and what leaves it goes after that.
+        and what leaves it goes after that. One that was made anew is in the meta first, so that it is not taken for edited.
         """
-        status = "revising" if any(clip.place for clip in video.clips) else "writing"
-        self._write(video, status, sorted({*self._past_of(video)["outputs"], *made}))
+        past = self._past_of(video)
+        outputs = sorted({*past["outputs"], *made})
+        if any(clip.place for clip in video.clips):
+            whole = past.get("whole") or self.read(video.relative)
+            self._put(video, {**whole, "status": "revising", "outputs": outputs})
+        else:
+            self._write(video, "writing", outputs)
 
         def bring(place: str) -> None:
             if isinstance(source := made[place], str):
@@ -227,9 +228,13 @@ class Records:
             elif source is not None:
                 self.output.put(place, source)
 
-        metas = [place for place in made if place.startswith("metas/")]
+        metas = {place for place in made if place.startswith("metas/")}
+        anew = {clip.uuid for clip in video.clips if clip.place and not clip.texts_stay}
+        texts = (place for place in outputs if place.startswith(f"{DATASET}/metas/"))
+        texts = {place for place in texts if Path(place).name.partition("_")[0] in anew}
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for places in (made.keys() - metas, metas):
+            list(pool.map(self.output.remove, texts))
+            for places in (made.keys() - metas - texts, metas, made.keys() & texts):
                 list(pool.map(bring, places))
         video.outputs = sorted(made)
 
@@ -252,8 +257,12 @@ class Records:
             "clips": {clip.uuid: clip.outcome() for clip in video.clips},
             **{"input": video.stamp, "options": self.options, "limits": self.limits, "outputs": outputs},
         }
+        self._put(video, record)
+
+    def _put(self, video: Video, record: dict[str, Any]) -> None:
         self.output.write(f"{FOLDER}/{video.relative}.json", json.dumps(record, indent=1))
         video.recorded = _past(record)
+        video.recorded |= {"whole": record} if record["status"] == "revising" else {}
 
     def _past_of(self, video: Video) -> dict[str, Any]:
         if video.recorded is None:
@@ -285,6 +294,7 @@ class Records:
     def restore(self, relative: str) -> Video:
         """Return a video as its record and its clips' metas say; their files stay where they are (`Clip.place`)."""
         video = self.outline(relative, record := self.read(relative))
+        video.recorded = {**_past(record), "whole": record}
         if record["status"] == "revising":  # some are still to come, some have gone
             video.outputs = [place for place in video.outputs if self.output.has(place)]
         for clip in video.clips:
@@ -295,6 +305,8 @@ class Records:
                     meta = self.output.uri(f"metas/v0/{clip.uuid}.json")
                     repair = f"remove {self.output.uri(f'{FOLDER}/{relative}.json')}, and split makes the video again"
                     raise CorruptFileError(f"{meta}: not a clip's meta ({error!r}); {repair}") from error
+            if record["status"] == "revising" and clip.windows and all(window.caption for window in clip.windows):
+                clip.error = {} if clip.error.get("stage") == "caption" else clip.error  # it was captioned, then
         return video
 
     def restored(self, names: Sequence[str]) -> Iterator[Video]:

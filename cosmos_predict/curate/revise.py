@@ -10,7 +10,7 @@ import contextlib
 import json
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from cosmos_predict.curate.stage import Clip, Stage, Video
 from cosmos_predict.curate.stages import Caption, build_stages, defaults, settle_backend
 from cosmos_predict.curate.storage import DATASET, Store
 from cosmos_predict.curate.write import Write
-from cosmos_predict.errors import ConfigError, CosmosPredictError, DataError, UnavailableError
+from cosmos_predict.errors import ConfigError, DataError, UnavailableError
 
 DUPLICATE = "duplicate"
 REVISION = "all"  # in place of I/N: scratch of its own, so that the next split still finds what a crashed one left
@@ -69,28 +69,19 @@ class Judge(Stage):
         return lacking or [f"--stage {name}: {other}" for name in self.rescored]
 
 
-class Rejudge(Stage):
-    """Judges a video of `split` anew, by recorded scores. Raises DataError where something of it has to be made for that."""
-
-    name = "filter"
-
-    def __init__(self, stages: Iterable[Stage], captioned: bool) -> None:
-        self.filters = [s for s in stages if isinstance(s, Filter) or type(s).__module__.startswith(own.MODULE)]
-        self.captioned = captioned
-
-    def process(self, item: Video) -> None:
-        judge, before = Judge(self.filters), {clip.uuid for clip in item.clips if clip.rejected}
-        judge.process(item)
-        back = [clip for clip in item.clips if clip.alive and clip.uuid in before]
-        whole = all(c.windows and (all(w.caption for w in c.windows) or not self.captioned) for c in back)
-        known = all(isinstance(stage, Filter) for stage in self.filters)  # others may know more than they record
-        if judge.unanswered() or not whole or (back and not known):
-            raise DataError("made again")
-
-
 def _bases(limits: Iterable[str]) -> set[str]:
     """Return the names of scores of dotted ones."""
     return {name.partition(".")[0] for name in limits}
+
+
+class _Done:
+    """What a stage and its copies have done."""
+
+    def __init__(self) -> None:
+        self.made, self.failed = list[str](), dict[str, str]()  # clips; and why not
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Done:
+        return self
 
 
 class Recaption(Stage):
@@ -101,11 +92,12 @@ class Recaption(Stage):
     def __init__(self, caption: Caption, options: Mapping[str, Any], output: Store, everything: bool) -> None:
         self.caption, self.source, self.output = caption, options["captioning_algorithm"], output
         self.profile, self.fetches = options["input_s3_profile_name"], dict[str, Fetch]()
-        self.workers, self.everything, self.failed, self.made = caption.workers, everything, dict[str, str](), 0
+        self.resources, self.everything, self.done = caption.resources, everything, _Done()
 
     def setup(self) -> None:
+        self.caption.context = self.context
         self.caption.setup()
-        self.lock = threading.Lock()
+        self.workers, self.lock = self.caption.workers, threading.Lock()
 
     def process(self, item: Clip) -> None:
         if not self.everything and item.windows and all(window.caption for window in item.windows):
@@ -116,12 +108,12 @@ class Recaption(Stage):
                 self._fetch_captions(item.video)
             item.path = self.output.fetch(item.place, item.video.scratch / f"{item.uuid}.mp4")
             self.caption.process(item)
-            item.meta["caption_source"], self.made = self.source, self.made + 1
-            item.texts_stay, item.error = False, {}
+            item.meta["caption_source"], item.texts_stay, item.error = self.source, False, {}
+            self.done.made.append(item.uuid)
         except UnavailableError:
             raise
         except Exception as error:  # of whatever kind: it must not take the clip out of the dataset
-            item.windows, self.failed[f"{item.video.relative} {item.uuid}"] = before, engine.reason(error)
+            item.windows, self.done.failed[f"{item.video.relative} {item.uuid}"] = before, engine.reason(error)
 
     def _fetch_captions(self, video: Video) -> None:
         """Bring the captions beside a video of a bucket here, once."""
@@ -189,32 +181,8 @@ def recaption(
         return [made[-1]]
 
     summary = revise(results, run, given, choose)
-    failed = {where: reason for stage in made for where, reason in stage.failed.items()}
-    return summary, sum(stage.made for stage in made), failed
-
-
-def relimit(todo: list[Video], records: Records, stages: Sequence[Stage], options: Mapping[str, Any]) -> list[Video]:
-    """Finish those of a run's videos that differ in limits alone, or that a revision left half written, without decoding.
-
-    Returns the others, with those among them that have a clip which lacks a score or a caption then. Raises
-    CosmosPredictError for one that cannot be written.
-    """
-    finished = set[str]()
-
-    def finish(video: Video) -> None:
-        if video.error and video.error["stage"] != Rejudge.name:  # made again, it would lose captions that were edited
-            told = f"{video.relative}: {video.error['message']}; the same command goes on, or --redo all makes it again"
-            raise CosmosPredictError(told)
-        if not video.error:
-            records.finish(video)
-            finished.add(video.relative)
-        video.clips.clear()
-
-    if names := [video.relative for video in todo if video.relative in records.revisable]:
-        judge = Rejudge(stages, options["captioning_algorithm"] != "none")
-        engine.run(records.restored(names), [judge, Write(options, records)], finish, "threads", options["workers"])
-        logger.info(f"{len(finished)} of {len(names)} videos judged by recorded scores; the others are made again")
-    return [video for video in todo if video.relative not in finished]
+    failed = {where: reason for stage in made for where, reason in stage.done.failed.items()}
+    return summary, sum(len(stage.done.made) for stage in made), failed
 
 
 def revise(results: Store, run: Mapping[str, Any], given: Mapping[str, Any], choose: Choose) -> dict[str, Any]:
@@ -232,7 +200,7 @@ def revise(results: Store, run: Mapping[str, Any], given: Mapping[str, Any], cho
     def finish(video: Video) -> None:
         if video.error:
             whole = records.read(video.relative)["status"] == "done"
-            now = "it stays as it was" if whole else "half written; the same command, or split, goes on"
+            now = "it stays as it was" if whole else "half written; the same command goes on"
             failed[video.relative] = f"{video.error['stage']}: {video.error['message']}; {now}"
         else:
             records.finish(video)

@@ -18,7 +18,6 @@ from cosmos_predict.curate.listing import list_videos, read_list, require_captio
 from cosmos_predict.curate.progress import Progress
 from cosmos_predict.curate.records import Records
 from cosmos_predict.curate.report import conclude
-from cosmos_predict.curate.revise import relimit
 from cosmos_predict.curate.stage import Context, Stage, Video
 from cosmos_predict.curate.stages import build_stages, settle
 from cosmos_predict.curate.storage import Store
@@ -41,7 +40,7 @@ def split(
     footage, results = _stores(source, output, options)
     named, profile = options["input_video_list_json_path"], options["input_video_list_s3_profile_name"]
     listed, inputs = list_videos(footage, options["shard"], read_list(named, profile) if named else None)
-    options = settle(options, again=results.has("summary.json"))
+    asked, options = options["splitting_algorithm"], settle(options)
     records, context = open_records(results, options, run_options), Context(options, footage)
     if options["captioning_algorithm"] == "sidecar" and not options["dry_run"]:
         require_captions(footage, inputs)
@@ -54,11 +53,15 @@ def split(
         if not options["dry_run"]:
             records.blame(videos)
         todo, others = records.todo(videos, options["redo"], options["max_attempts"])
-        todo = todo if options["dry_run"] else relimit(todo, records, stages, options)
         todo = todo[: options["limit"] or None]
         known = ", ".join(f"{count} {reason}" for reason, count in others.items()) or "none done before"
         ignoring = f"{inputs.num_ignored} other files ignored"
         logger.info(f"{footage.root}: {len(listed)} videos, {known}, {len(todo)} to do; {ignoring}")
+        if asked != (now := options["splitting_algorithm"]):
+            (logger.debug if records.before.get("splitting_algorithm") == now else logger.warning)(
+                f"{options['transnetv2_weights']}: no weights of TransNetV2, so the {now} detector finds the shots; python "
+                "scripts/download_curate_models.py --models transnetv2 fetches them, --splitting-algorithm content means it"
+            )
         return deque(todo)
 
     if options["dry_run"]:
@@ -121,7 +124,8 @@ def _preview(choose: Callable[[Path], deque[Video]], stages: Sequence[Stage], co
     with tempfile.TemporaryDirectory() as work:
         todo = choose(Path(work))
         with contextlib.closing(Progress(len(todo), "")) as progress:
-            engine.run(drain(todo), stages, told, options["executor"], options["workers"], context=context)
+            executor = "inline" if options["executor"] == "inline" else "threads"
+            engine.run(drain(todo), stages, told, executor, options["workers"], context=context)
 
 
 def drain(videos: deque[Video]) -> Iterator[Video]:

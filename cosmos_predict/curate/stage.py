@@ -143,8 +143,8 @@ class Context:
 class Stage:
     """One step. `process` raises what goes wrong; the executor notes it on the item and goes on with the others.
 
-    Made by a cheap constructor, without weights: where `resources` ask for GPUs and there are several, each has a copy of
-    the stage, set up with its own `context.device`.
+    Made by a cheap constructor, without weights, locks or clients, which `setup` makes: where `resources` ask for GPUs and
+    there are several, each has a copy of the stage, set up with its own `context.device`.
     """
 
     name: ClassVar[str]

@@ -35,9 +35,8 @@ LEAST |= {
 }
 
 
-def settle(options: Options, again: bool = False) -> dict[str, Any]:
-    """Return the options with what this machine decides: shots by contents where there are no weights of TransNetV2 (and a
-    warning, unless results were made so before: `again`).
+def settle(options: Options) -> dict[str, Any]:
+    """Return the options with what this machine decides: shots by contents where there are no weights of TransNetV2.
 
     The settled ones belong in the records, so that a run that goes on elsewhere does not mix both unnoticed. Raises
     ConfigError for options that do not fit together.
@@ -64,10 +63,6 @@ def settle(options: Options, again: bool = False) -> dict[str, Any]:
         raise ConfigError("--dataset-caption enhanced: there are no enhanced captions without --enhance-captions")
     if options["splitting_algorithm"] == "transnetv2" and not Path(weights).is_file():
         settled["splitting_algorithm"] = "content"
-        (logger.debug if again else logger.warning)(
-            f"{weights}: no weights of TransNetV2, so the content detector finds the shots; python "
-            "scripts/download_curate_models.py --models transnetv2 fetches them, --splitting-algorithm content means it"
-        )
     return settle_backend(settled)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,16 +9,14 @@ from loguru import logger
 
 from cosmos_predict.cli import curate as cli
 from cosmos_predict.curate.changes import idle_limits
-from cosmos_predict.curate.records import DATASET, Records
-from cosmos_predict.curate.revise import Rejudge, refilter
-from cosmos_predict.curate.stage import Clip, Video, Window
+from cosmos_predict.curate.records import Records
+from cosmos_predict.curate.revise import refilter
+from cosmos_predict.curate.stage import Clip, Video
 from cosmos_predict.curate.stages import build_stages
 from cosmos_predict.curate.storage import Store
 from cosmos_predict.curate.summary import summarise
-from cosmos_predict.errors import DataError
-from tests.curate.footage import make_set
-from tests.curate.running import options_of, run_split
-from tests.curate.test_revise import kept, own, run_options
+from tests.curate.running import options_of
+from tests.curate.test_revise import run_options
 
 MOVING = {"motion_score": {"global_mean": 1.0, "per_patch_min_256": 1.0}}
 CONTENT = ["--splitting-algorithm", "content"]
@@ -86,56 +82,3 @@ def test_kept_clips_without_a_score_are_counted(
     told = f"1 of 3 kept clips have no motion_score.global_mean, or NaN: {advice}\n"
     assert told in capsys.readouterr().err
     assert summarise(recorded(tmp_path, "--motion-filter", "enable"))["unscored"] == {}
-
-
-def test_what_recorded_scores_decide_is_not_made_again() -> None:
-    judge = Rejudge(
-        build_stages(options_of("--motion-filter", "enable", "--aesthetic-threshold", "3.5")), captioned=True
-    )
-
-    def video(rejected: str = "motion", caption: str = "A clip.", **scores: object) -> Video:
-        made = Video("/in/a.mp4", "a.mp4", Path("scratch"))
-        made.clips = [Clip(made, 0, 96, "0", (0.0, 4.0), scores={**MOVING, **scores}, windows=[Window(0, 95, caption)])]
-        made.clips[0].rejected = made.clips[0].rejected_by = rejected
-        return made
-
-    good = video(aesthetic_score=4.0)
-    judge.process(good)
-    assert good.clips[0].alive
-    for lacking in (video(), video(caption="", aesthetic_score=4.0), video(rejected="")):
-        with pytest.raises(DataError):  # a score, a caption, a score
-            judge.process(lacking)
-    judge.process(video(rejected="", caption="", aesthetic_score=4.0))  # it had none before
-
-
-@pytest.mark.slow
-def test_redo_changed_applies_limits_without_decoding(tmp_path: Path) -> None:
-    make_set(tmp_path / "in", 2)
-    output, words = tmp_path / "out", [*CONTENT, "--motion-filter", "score-only", "--stage", own(tmp_path, -1)]
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{message}")
-    run_split(tmp_path / "in", output, *words)
-    first = min((output / DATASET / "metas").iterdir())
-    first.write_text("By hand.")
-    shutil.copytree(output, tmp_path / "before")
-    videos = {path: path.stat().st_mtime_ns for path in output.rglob("*.mp4")}
-    assert run_split(tmp_path / "in", output, *words, "--redo", "changed")["num_clips_passed"] == 5  # nothing has
-    words[3] = "disable"  # other limits, and a filter the less
-    own(tmp_path, 100)
-    summary = run_split(tmp_path / "in", output, *words, "--redo", "changed")
-    assert summary["num_clips_filtered_by"] == {"first": 2} and len(kept(output)) == 3
-    assert "2 of 2 videos judged by recorded scores; the others are made again\n" in lines
-    now = {path: path.stat().st_mtime_ns for path in output.rglob("*.mp4")}
-    assert now.items() < videos.items() and (not first.exists() or first.read_text() == "By hand.")
-    run_split(tmp_path / "in", output, *words)  # agrees
-    words[3] = "enable"
-    assert run_split(tmp_path / "in", output, *words, "--redo", "changed")["num_clips_passed"] == 0  # all too small
-    words[3] = "score-only"
-    own(tmp_path, -1)
-    run_split(tmp_path / "in", output, *words, "--redo", "changed")  # clips come back: those are made again
-    assert len(kept(output)) == 5 and lines.count(
-        "0 of 2 videos judged by recorded scores; the others are made again\n"
-    )
-    logger.remove(sink)
-    record = json.loads((output / "processed_videos" / "part0" / "film_0.mp4.json").read_text())
-    assert record["status"] == "done" and record["options"]["motion_filter"] == "score-only"

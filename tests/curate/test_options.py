@@ -242,19 +242,6 @@ def test_what_is_left_out() -> None:
     assert told_of_one == "8.3 of 25.0 s in clips: 16.7 s off the others"
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_a_detector_that_is_known_is_told_of_once(tmp_path: Path, again: bool) -> None:
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{level} {message}", level="DEBUG")
-    assert (
-        settle(options_of("--transnetv2-weights", str(tmp_path / "none.pth")), again)["splitting_algorithm"]
-        == "content"
-    )
-    logger.remove(sink)
-    (line,) = [line for line in lines if "no weights of TransNetV2" in line]
-    assert line.startswith("DEBUG" if again else "WARNING")
-
-
 @pytest.mark.parametrize(("frames", "near"), [(93, ""), (33, ""), (34, "33 or 37"), (16, "13 or 17")])
 def test_lengths_that_training_does_not_take(frames: int, near: str) -> None:
     lines: list[str] = []

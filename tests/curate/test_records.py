@@ -101,8 +101,8 @@ def test_limits_and_captions_alone_need_nothing_made_again(tmp_path: Path) -> No
     with pytest.raises(ConfigError) as caught:
         left(tmp_path, *CONTENT, "--motion-filter", "enable")
     expected = (
-        f"curate.py filter {tmp_path} --motion-global-mean-threshold 0.00098 applies them without decoding, and so "
-        "does --redo changed; split with --motion-global-mean-threshold 0.001, as recorded, goes on"
+        f"curate.py filter {tmp_path} --motion-global-mean-threshold 0.00098 applies them without decoding; "
+        "split with --motion-global-mean-threshold 0.001, as recorded, goes on"
     )
     alone = "--motion-global-mean-threshold: limits alone, nothing need be made again: "
     assert str(caught.value).endswith(f"was 0.001, is 0.00098\n{alone}{expected}")
@@ -112,10 +112,6 @@ def test_limits_and_captions_alone_need_nothing_made_again(tmp_path: Path) -> No
         left(tmp_path, *CONTENT, *given, "--aesthetic-threshold", "3.5")  # nothing is scored
     with pytest.raises(ConfigError, match=r"--redo changed [^\n]*folder\n--motion-filter: limits alone"):
         left(tmp_path, *CONTENT, *given, "--motion-filter", "score-only", "--transcode-crf", "30")
-    revised = records_of(tmp_path, *CONTENT, "--motion-filter", "enable")
-    videos = [Video("/in/a.mp4", "a.mp4", tmp_path / "work", [1, 2])]
-    assert revised.todo(videos, "changed", 3)[0] == videos and revised.revisable == {"a.mp4"}
-    assert revised.todo(videos, "all", 3)[0] == videos and revised.revisable == set()
     template = ("--captioning-algorithm", "template", "--caption-template", "A clip.")
     with pytest.raises(ConfigError) as caught:
         left(tmp_path, *CONTENT, *given, *template)  # the clip has no caption

@@ -15,10 +15,12 @@ import pytest
 
 from cosmos_predict.curate.engine import place, run
 from cosmos_predict.curate.on_ray import share
+from cosmos_predict.curate.revise import Recaption
 from cosmos_predict.curate.stage import Clip, Context, Resources, Stage, Video
-from cosmos_predict.curate.stages import build_stages
+from cosmos_predict.curate.stages import Caption, build_stages
 from cosmos_predict.curate.storage import Store
 from cosmos_predict.curate.vlm import Local, Server
+from cosmos_predict.errors import ConfigError
 from tests.curate.buckets import s3_server
 from tests.curate.footage import make_set
 from tests.curate.running import REPOSITORY, options_of, run_split
@@ -144,6 +146,28 @@ def test_every_gpu_has_a_copy_of_its_own() -> None:
     for device in ("cuda:0", "cuda:1"):
         shared = found["one", device]
         assert shared is found["other", device] and shared.opened == [device, device, "closed", "closed"]
+
+
+def test_captions_made_later_go_to_the_gpus_too(tmp_path: Path) -> None:
+    options = options_of("--captioning-algorithm", "cosmos_r1", "--captioning-backend", "transformers")
+    caption = build_stages(options)[-1]
+    assert isinstance(caption, Caption)
+    model = caption.models = [Model()]
+    model[0].workers = 3
+    stage = Recaption(caption, options, Store(tmp_path), everything=True)
+    ((one, other),) = place([stage], Context(), ["cuda:0", "cuda:1"])
+    for copied in (one, other):
+        copied.setup()
+    assert [copied.caption.models[0].opened for copied in (one, other)] == [["cuda:0"], ["cuda:1"]]
+    assert one.workers == 3 and one.done is other.done
+
+
+def test_a_stage_that_cannot_be_copied_is_named() -> None:
+    stage = Together()
+    stage.resources, stage.lock = Resources(gpus=1.0), threading.Lock()
+    place([stage], Context(), ["cuda:0"])
+    with pytest.raises(ConfigError, match="one of the stages together cannot be copied for each GPU .* in `setup`"):
+        place([stage], Context(), ["cuda:0", "cuda:1"])
 
 
 def test_one_copy_where_there_is_one_device_or_none() -> None:
