@@ -307,7 +307,7 @@ def load_optimizer_state(
             exact[name] = value
         else:
             state.setdefault(numbers[name], {})[kind] = value
-    foreign = {kind for kinds in state.values() for kind in kinds} - {"step", "exp_avg", "exp_avg_sq"}
+    foreign = {kind for kinds in state.values() for kind in kinds} - {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
     if foreign and isinstance(optimizer, torch.optim.AdamW):
         raise CheckpointError(
             f"the saved optimizer state has {', '.join(sorted(foreign))}, which {type(optimizer).__name__} cannot read: keep "

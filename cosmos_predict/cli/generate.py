@@ -187,7 +187,7 @@ def check_output(job: argparse.Namespace) -> None:
     written = {path.resolve() for path in (job.save_path, requests.sidecar_path(job.save_path))}
     for name in ("input_path", "batch_input_json", "prompt", "negative_prompt"):
         given = vars(job).get(name) or ""
-        if len(given) < 4096 and Path(given).resolve() in written:  # a prompt may be a long text
+        if "\0" not in given and Path(given).resolve() in written:  # a prompt may be any text
             raise ConfigError(f"--save_path {job.save_path} would replace {given}, --{name}: give another")
 
 
