@@ -279,7 +279,10 @@ def report(args: argparse.Namespace) -> int:
     from cosmos_predict.curate.records import Records
     from cosmos_predict.curate.report import conclude
 
-    return _tell(conclude(Records(_store(args), {})), _store(args))
+    records = Records(_store(args), {})
+    if not records.videos():
+        raise DataError(f"{records.output.root}: no video there that curate.py split has done")
+    return _tell(conclude(records), _store(args))
 
 
 def check(args: argparse.Namespace) -> int:
@@ -287,8 +290,11 @@ def check(args: argparse.Namespace) -> int:
     from cosmos_predict.curate.storage import scratch_folder
 
     dataset = Store(args.dataset, args.output_s3_profile_name)
+    if dataset.remote and not dataset.files("videos"):
+        dataset = Store(dataset.uri(DATASET), args.output_s3_profile_name)
     if dataset.remote and not (dataset.files("videos") and dataset.files("t5_xxl")):
-        raise DataError(f"{dataset.root}: expected a dataset with videos/ and t5_xxl/ (curate.py embed makes those)")
+        expected = "expected a dataset, or the folder above it, with videos/ and t5_xxl/ (curate.py embed makes those)"
+        raise DataError(f"{args.dataset}: {expected}")
     with scratch_folder() as scratch, dataset.local("", scratch) as folder:
         return _check(folder, dataset.root, args.num_frames or _recorded_frames(dataset))
 

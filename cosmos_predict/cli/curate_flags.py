@@ -40,6 +40,10 @@ def from_file(file: Path, command: str, parser: argparse.ArgumentParser) -> list
     own = {name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")}
     for key, values in given.items():
         name = str(key).replace("_", "-")
+        if f"no-{name}" in _known() and isinstance(values, bool):  # as the published files have it
+            name, values = f"no-{name}", not values
+        if name == "qwen-filter-enable":
+            name, values = "vlm-filter", "enable" if values else "disable"
         if (found := key if key in own else name) in own:  # embed has names with _
             name = found
         elif name not in _known() and not _published(name):

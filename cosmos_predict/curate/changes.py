@@ -74,6 +74,10 @@ class Changes:
         self.recorded: Mapping[str, Any] = {}
         self.stay = dict[str, str]()  # what differs of captions that are there
 
+    def of_making(self, changed: Mapping[str, str]) -> dict[str, str]:
+        """Return the differences that count where there is no clip: but for limits, scores and captions."""
+        return {key: text for key, text in changed.items() if self.groups.get(key, "") not in ("scores", *APPLY)}
+
     def refuse(self, relative: str, record: Mapping[str, Any], changed: Mapping[str, str]) -> bool:
         """Return whether differences count for what there is of a video; `tell` tells them.
 
@@ -82,7 +86,7 @@ class Changes:
         """
         of = {key: self.groups.get(key, "") for key in changed}
         if not record["clips"] or record["status"] == "failed":
-            changed = {key: text for key, text in changed.items() if of[key] not in ("scores", *APPLY)}
+            changed = self.of_making(changed)
         elif kept_clips(record) <= captioned_clips(record):
             asked = self.options.get("vlm_filter", "disable") != "disable"  # the model behind it, too
             stay = [key for key in changed if of[key] == "captions" or (of[key] == "models" and not asked)]
@@ -141,4 +145,5 @@ def words(options: Mapping[str, Any], keys: Iterable[str]) -> str:
     """Return options as a command line says them."""
     rows = ((_flag(key), value) for key in keys for value in (options[key] if key == "stage" else [options[key]]))
     told = ((flag, str(value).partition(" sha256:")[0]) for flag, value in rows)  # a stage's file, but for the folder
+    told = ((flag, own.GIVEN.get(value, value)) for flag, value in told)
     return " ".join(flag if value == "True" else f"{flag} {shlex.quote(value)}" for flag, value in told)

@@ -73,6 +73,7 @@ def list_videos(
         aside = f"; links to folders are not followed, as {links[0]}: name its target" if links else ""
         raise DataError(f"{source.root}: no folder with videos ({' '.join(SUFFIXES)}){aside}")
     ignored |= dict.fromkeys(links, "a link to a folder, which is not followed; name its target as --input-video-path")
+    ignored |= dict.fromkeys(broken_links(source), "a link to nothing")
     candidates = {place for video in videos for place in beside(video)}
     for place in (place for place in others if place not in candidates and place not in videos):
         caption = place.endswith((".txt", ".json", ".jsonl", ".csv"))
@@ -87,6 +88,14 @@ def linked_folders(source: Store) -> list[str]:
     walk = [] if source.remote else os.walk(source.root)
     paths = (Path(folder, name) for folder, names, _ in walk for name in names if Path(folder, name).is_symlink())
     places = (f"{path.relative_to(source.root).as_posix()}/" for path in paths)
+    return sorted(place for place in places if "/." not in f"/{place}")
+
+
+def broken_links(source: Store) -> list[str]:
+    """Return the links of videos below a folder of this machine whose file is not there (not fetched, on another disk)."""
+    walk = [] if source.remote else os.walk(source.root)
+    paths = (Path(folder, name) for folder, _, names in walk for name in names if name.lower().endswith(SUFFIXES))
+    places = (path.relative_to(source.root).as_posix() for path in paths if not path.exists())
     return sorted(place for place in places if "/." not in f"/{place}")
 
 

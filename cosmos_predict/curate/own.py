@@ -15,11 +15,13 @@ from cosmos_predict.curate.stage import Stage
 from cosmos_predict.errors import ConfigError
 
 MODULE = "curate_stage_"  # + hash of the file: the name of the module
+GIVEN: dict[str, str] = {}  # what fingerprints begin with: as the user has it, with the folder
 
 
 def fingerprint(given: str) -> str:
     """Return what records note of a stage: file name and class, a hash of the file, which results depend on, and of `_scoring`."""
     file, name = _divide(given)
+    GIVEN[f"{file.name}:{name}"] = given
     data = file.read_bytes()
     content, code = (hashlib.sha256(part).hexdigest()[:16] for part in (data, _scoring(data, name).encode()))
     return f"{file.name}:{name} sha256:{content} scoring:{code}"

@@ -187,6 +187,7 @@ class Records:
             video.recorded = None if record else _past(record)  # names of all files of all videos would be many
             status, self.before = record.get("status", "writing"), record.get("options", self.before)
             changed = differences(record, self.options, video) if status != "writing" else {}
+            changed = changes.of_making(changed) if status == "empty" else changed
             failed = status == "failed" or any(clip["error"] for clip in record.get("clips", {}).values())
             again = {"all": True, "changed": bool(changed), "failed": failed}.get(redo, False)
             if changed and not again and changes.refuse(video.relative, record, changed):

@@ -156,6 +156,7 @@ def check(dataset: Path, num_frames: int) -> tuple[int, dict[str, str]]:
 
     (report,) = check_dataset(dataset, num_frames)
     if report.captions is not None and not report.embeddings:
-        make = f"python scripts/get_t5_embeddings.py --dataset_path {dataset}"
+        command = "get_t5_embeddings.py --dataset_path" if (dataset / "videos").is_dir() else "curate.py embed"
+        make = f"python scripts/{command} {dataset}"
         raise DataError(f"{dataset}: no text embeddings; make them with: {make}")
     return len(report.samples), report.unusable

@@ -158,7 +158,8 @@ def _file_key(path: PathLike) -> tuple[str, int, int]:
     except OSError as error:
         raise DataError(f"{path}: cannot be opened ({error.strerror})") from error
     if not os.path.isfile(path):
-        raise DataError(f"{path}: is a folder, not a video file")
+        kind = "a folder" if os.path.isdir(path) else "no regular file"
+        raise DataError(f"{path}: is {kind}, not a video file")
     return str(path), status.st_size, status.st_mtime_ns
 
 

@@ -1,9 +1,10 @@
-"""Limits: which of them decide nothing is told; other ones are applied by `split --redo changed`, too, without decoding."""
+"""Limits: which of them decide nothing is told; other ones make no video again that has no clips; folders without results."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from loguru import logger
 
@@ -15,6 +16,7 @@ from cosmos_predict.curate.stage import Clip, Video
 from cosmos_predict.curate.stages import build_stages
 from cosmos_predict.curate.storage import Store
 from cosmos_predict.curate.summary import summarise
+from cosmos_predict.data.video_reader import write_video
 from tests.curate.running import options_of
 from tests.curate.test_revise import run_options
 
@@ -82,3 +84,37 @@ def test_kept_clips_without_a_score_are_counted(
     told = f"1 of 3 kept clips have no motion_score.global_mean, or NaN: {advice}\n"
     assert told in capsys.readouterr().err
     assert summarise(recorded(tmp_path, "--motion-filter", "enable"))["unscored"] == {}
+
+
+def test_other_limits_do_not_make_empty_videos_again(tmp_path: Path) -> None:
+    records = Records(tmp_path, {**options_of(*CONTENT), "stage": []})
+    video = Video("/in/a.mp4", "a.mp4", tmp_path / "work", [1, 2])
+    records.finish(video)
+    for flags, again in (["--motion-filter", "enable"], 0), (["--transnetv2-crop-s", "0"], 1):
+        other = Records(tmp_path, {**options_of(*CONTENT, *flags), "stage": []})
+        assert len(other.todo([Video("/in/a.mp4", "a.mp4", tmp_path / "work", [1, 2])], "changed", 3)[0]) == again
+
+
+@pytest.mark.parametrize("words", [["report"], ["dedup"], ["dedup", "--dry-run"], ["filter"]])
+def test_folders_without_results_stay_as_they_are(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([words[0], str(tmp_path / "typo"), *words[1:]])
+    assert ended.value.code == 2 and "typo: no video there that curate.py split has done" in capsys.readouterr().err
+    assert words == ["filter"] or not (tmp_path / "typo").exists()
+
+
+def test_check_names_the_command_that_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = tmp_path / "out" / "cosmos_predict2_video2world_dataset"
+    for name in ("videos", "metas"):
+        (dataset / name).mkdir(parents=True)
+    write_video(dataset / "videos" / "a.mp4", np.zeros((94, 32, 32, 3), np.uint8), 24)
+    (dataset / "metas" / "a.txt").write_text("A clip.")
+    for given, command in (
+        (dataset, f"scripts/get_t5_embeddings.py --dataset_path {dataset}"),
+        (tmp_path / "out", f"scripts/curate.py embed {tmp_path}/out"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["check", str(given)])
+        assert f"no text embeddings; make them with: python {command}\n" in capsys.readouterr().err

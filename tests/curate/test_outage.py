@@ -199,7 +199,12 @@ def test_a_split_goes_on_when_the_endpoint_is_back(tmp_path: Path) -> None:
     assert tree(output) == tree(tmp_path / "whole")
     given = {"captioning_algorithm": "openai", "captioning_prompt_text": "Anew."}
     before = tree(output)
-    with serving(lambda request: end(server)) as server:
+
+    def gone(request: dict[str, Any]) -> None:
+        end(server)
+        raise ConnectionResetError  # no answer, to as many as ask before it is gone
+
+    with serving(gone) as server:
         run = {**options_of(*flags[:-1], server.url), "executor": "threads"}
         with pytest.raises(UnavailableError, match="no answer for"):
             recaption(Store(output), run, given, True)

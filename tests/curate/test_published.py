@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cosmos_predict.cli.curate import main
+from cosmos_predict.cli.curate import build_parser, main
+from cosmos_predict.cli.curate_flags import from_file, without_published
 from cosmos_predict.curate.listing import list_videos
 from cosmos_predict.curate.records import DATASET
 from cosmos_predict.data.video_reader import probe, write_video
@@ -300,6 +301,26 @@ def test_published_flags_that_ask_for_what_there_is_not(
         main(["split", "--input-video-path", "in", "--output-clip-path", "out", *words])
     lines = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2 and len(lines) == 2 and message in lines[1], lines
+
+
+def test_a_published_file_of_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = {"generate_embeddings": True, "generate_captions": True, "upload_clips": False, "qwen_filter_enable": True}
+    args |= {
+        "qwen_filter_rejection_threshold": 0.25,
+        "preview_target_height": 120,
+        "qwen_filter_prompt_variant": "default",
+    }
+    args |= {"qwen_filter_fp8_enable": False, "captioning_prompt_text": None, "motion_filter": "score-only", "limit": 1}
+    (tmp_path / "full.json").write_text(json.dumps({"pipeline": "split", "args": args}))
+    flags = from_file(tmp_path / "full.json", "split", parser := build_parser())
+    assert "--no-generate-captions" not in flags and "--no-generate-embeddings" not in flags
+    words = ["split", "--input-video-path", "in", "--output-clip-path", "out", *without_published(flags, parser)]
+    given = parser.parse_args(words)
+    assert given.no_upload_clips and given.vlm_filter == "enable" and given.vlm_filter_rejection_threshold == 0.25
+    assert (given.preview_height, given.motion_filter, given.limit) == (120, "score-only", 1)
+    assert capsys.readouterr().err.startswith("--qwen-filter-prompt-variant has no effect: ")
+    (tmp_path / "full.json").write_text(json.dumps({"generate_captions": False, "upload_clips": True}))
+    assert from_file(tmp_path / "full.json", "split", parser) == ["--no-generate-captions"]
 
 
 def test_published_flags_without_a_meaning_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

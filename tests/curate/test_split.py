@@ -339,10 +339,12 @@ def test_links_to_folders_are_told_of(footage: tuple[Path, dict[str, list[int]]]
     with pytest.raises(DataError, match=r"no folder with videos .*; links to folders are not followed, as link/: name"):
         list_videos(tmp_path / "in")
     (tmp_path / "in" / "a.mp4").symlink_to(footage[0] / "part0" / "film_0.mp4")  # a link to a file is as good as one
+    (tmp_path / "in" / "gone.MP4").symlink_to(tmp_path / "nothing")  # of git-annex, say
     videos, inputs = list_videos(tmp_path / "in")
-    assert [*videos] == ["a.mp4"] and inputs.num_ignored == 1
+    assert [*videos] == ["a.mp4"] and inputs.num_ignored == 2
     assert inputs.ignored == {
-        "link/": "a link to a folder, which is not followed; name its target as --input-video-path"
+        "link/": "a link to a folder, which is not followed; name its target as --input-video-path",
+        "gone.MP4": "a link to nothing",
     }
 
 
