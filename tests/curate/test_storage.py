@@ -122,7 +122,9 @@ def test_split_from_bucket_to_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyP
         status, out, err = run_command("check", f"s3://footage/curated/{DATASET}")
         assert status == 0 and f"s3://footage/curated/{DATASET}: 5 samples of 93 frames load, 0 do not" in out, err
         status, _, err = run_command("check", "s3://footage/none")
-        assert status == 2 and "s3://footage/none: expected a dataset with videos/ and t5_xxl/" in err
+        assert status == 2 and "s3://footage/none: expected a dataset, or the folder above it, with videos/ and" in err
+        status, out, err = run_command("check", "s3://footage/curated")
+        assert status == 0 and f"s3://footage/curated/{DATASET}: 5 samples of 93 frames load, 0 do not" in out, err
         assert [*output.files("clips")] != [] and not list((tmp_path / "work" / "shard-1-1").glob("*"))
         videos = {place for place in output.files(DATASET) if "/videos/" in place}
         sizes = sorted(mark[0] for mark in output.files("clips").values())
