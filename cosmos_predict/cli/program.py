@@ -73,7 +73,7 @@ def status_of(call: Callable[[], int | None], verbose: bool = False) -> int:
     except Exception as error:
         if verbose:
             traceback.print_exc()
-        print(f"error: {describe(error)}", file=sys.stderr)
+        sys.stderr.write(f"error: {describe(error)}\n")  # in one piece: other ranks write there, too
         if not verbose and not isinstance(error, (CosmosPredictError, *BAD_INPUT)):
             print("(-v shows the traceback)", file=sys.stderr)
         return 2 if isinstance(error, BAD_INPUT) else 1
